@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_does_not_answer_is_named_and_nobody_waits_for_it() {
+    fn a_disk_that_does_not_answer_is_named_and_holds_up_nothing() {
         let (children, to_write) = Children::new();
         (0..MOST).for_each(|_| drop(note(&children, "one").unwrap()));
         let error = note(&children, "two").unwrap_err();

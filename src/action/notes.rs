@@ -18,7 +18,7 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use rustix::fs::OFlags;
-use rustix::process::{Pid, getpgrp};
+use rustix::process::{Pid, getpgrp, test_kill_process};
 use tokio::time::{Instant, sleep};
 
 use super::group::{LOOK, runs_in_group};
@@ -126,7 +126,8 @@ impl NotesWriter {
     fn runs(&self) -> bool {
         match Process::of(Path::new(PROC), self.id.as_raw_pid()) {
             Some(process) => process.started == self.started && !process.has_ended,
-            None => !is_gone(self.id),
+            // A process of another user, which /proc may hide, did not write notes of this one.
+            None => test_kill_process(self.id).is_ok(),
         }
     }
 }

@@ -122,7 +122,24 @@ impl Bank {
 
     /// Turns a pin on for a while. The caller must turn it off again.
     fn light(&mut self, name: &str) -> Result<(), GpioError> {
-        self.put(name, PinState::On, true)
+        // Noted first, so that a panic while the pin goes on turns it off.
+        let was_lit = self.set_lit(name, true);
+        let put = self.put(name, PinState::On, true);
+        if put.is_err() {
+            self.set_lit(name, was_lit);
+        }
+        put
+    }
+
+    /// Whether the pin is on for a while only. Returns what was so before.
+    fn set_lit(&mut self, name: &str, lit: bool) -> bool {
+        let Some(pin) = self.pins.get_mut(name) else { return false };
+        let before = pin.on_exit();
+        let was_lit = std::mem::replace(&mut pin.lit, lit);
+        if pin.on_exit() != before {
+            self.note_exits();
+        }
+        was_lit
     }
 
     fn put(&mut self, name: &str, state: PinState, lit: bool) -> Result<(), GpioError> {
@@ -136,12 +153,8 @@ impl Bank {
         self.outputs.drive(name, state)?;
         self.switched |= has_max_on;
         if let Some(pin) = self.pins.get_mut(name) {
-            let before = pin.on_exit();
             pin.remember(state, Duration::ZERO);
-            pin.lit = lit;
-            if pin.on_exit() != before {
-                self.note_exits();
-            }
+            self.set_lit(name, lit);
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ const PANIC_PATIENCE: Duration = Duration::from_millis(100);
 const PANIC_PAUSE: Duration = Duration::from_millis(1);
 /// How long a panic waits for all pins, also where driving one of them hangs.
 const PANIC_LIMIT: Duration = Duration::from_millis(500);
+/// How long one thread may take, more than [`PANIC_PATIENCE`].
+const PANIC_PART: Duration = Duration::from_millis(160);
 
 /// The pins of this process, for the hook of a panic, which is one for the process.
 static OF_THIS_PROCESS: Mutex<Weak<SharedPins>> = Mutex::new(Weak::new());
@@ -119,21 +121,26 @@ impl SharedPins {
 
     /// As [`leave_in_panic`].
     ///
-    /// It has a thread of its own: if driving a pin panics there, too, that thread comes here again and goes on with
-    /// the next pin, and this one still comes back.
+    /// It has threads of its own. If driving a pin panics there, too, that thread comes here again and goes on with the
+    /// next pin, and this one still comes back. If a pin hangs, another thread goes on with the next pin.
     pub(super) fn leave_in_panic(self: &Arc<Self>) {
-        let (done, left) = sync_channel(1);
-        let own = Arc::clone(self);
-        let thread = thread::Builder::new().name("leave-pins".to_owned()).stack_size(STACK);
-        let spawned = thread.spawn(move || {
-            own.leave_on_this_thread();
-            done.send(()).unwrap_or_default(); // nobody listens any more after PANIC_LIMIT
-        });
-        match spawned {
-            Err(_) => self.leave_on_this_thread(),
-            Ok(_) if left.recv_timeout(PANIC_LIMIT).is_ok() => {}
-            Ok(_) => tracing::error!("could not leave the pins as on_exit says within {PANIC_LIMIT:?}"),
+        let end = std::time::Instant::now() + PANIC_LIMIT;
+        while std::time::Instant::now() < end {
+            let (done, left) = sync_channel(1);
+            let own = Arc::clone(self);
+            let thread = thread::Builder::new().name("leave-pins".to_owned()).stack_size(STACK);
+            let spawned = thread.spawn(move || {
+                own.leave_on_this_thread();
+                done.send(()).unwrap_or_default(); // after PANIC_PART, the hook no longer listens
+            });
+            if spawned.is_err() {
+                return self.leave_on_this_thread();
+            }
+            if left.recv_timeout(PANIC_PART).is_ok() {
+                return;
+            }
         }
+        tracing::error!("could not leave the pins as on_exit says within {PANIC_LIMIT:?}");
     }
 
     fn leave_on_this_thread(&self) {

@@ -74,9 +74,9 @@ async fn held_up_for_two_seconds() -> Result<(), String> {
 /// A blocked agent does not notice that its hub has gone.
 async fn held_up_before_the_hub_is_lost() -> Result<(), String> {
     let on_disconnect = Some(OnDisconnect { state: OFF, after: 600 * MS });
-    let begin = Instant::now();
     let (pins, changes) =
         started(&settings(&[("pump", PinSettings { on_disconnect, ..pin(None, OnExit::Keep) })]));
+    let begin = Instant::now();
     change(&pins, PinChange::Set(ON)).await;
     // The agent runs for longer than that, and nothing happens.
     for _ in 0..10 {
@@ -84,8 +84,8 @@ async fn held_up_before_the_hub_is_lost() -> Result<(), String> {
         assert!(pins.next_sign().unwrap() <= Instant::now() + 60 * MS);
         sleep(100 * MS).await;
     }
-    pins.alive();
     let due = begin.elapsed().as_millis() + 600;
+    pins.alive();
     hold_up(MS * 1000);
     on_time(&changes, "pump", &[(0, ON), (due, OFF)])?;
     // The agent runs again and is blocked again, so the time counts from the start.
@@ -242,8 +242,9 @@ async fn a_pin_that_a_panic_cannot_turn_off_keeps_only_its_interlocked_pins_off(
     std::mem::forget(pins);
 }
 
-/// Does what the hook of a panic does whenever `pump` is to go off, and ends there, as that hook does.
+/// Does what the hook of a panic does whenever `pump` is to go off, and ends there, as that hook does. Or it only hangs.
 struct DefectivePump {
+    panics: bool,
     changes: Changes,
     pins: OnceLock<Weak<SharedPins>>,
 }
@@ -263,7 +264,9 @@ impl PinBackend for Arc<DefectivePump> {
 
     fn drive(&self, pin: &str, state: PinState) -> Result<(), GpioError> {
         if pin == "pump" {
-            self.pins.get().unwrap().upgrade().unwrap().leave_in_panic();
+            if self.panics {
+                self.pins.get().unwrap().upgrade().unwrap().leave_in_panic();
+            }
             loop {
                 thread::park();
             }
@@ -274,21 +277,24 @@ impl PinBackend for Arc<DefectivePump> {
 }
 
 #[tokio::test]
-async fn a_pin_that_panics_once_more_holds_up_neither_the_other_pins_nor_the_end() {
-    let defect = Arc::new(DefectivePump { changes: Changes::default(), pins: OnceLock::new() });
-    let settings = interlocked_with_pump();
-    let shared =
-        Arc::new(SharedPins::new(Bank::new(Box::new(Arc::clone(&defect)), &settings, &BTreeMap::new())));
-    defect.pins.set(Arc::downgrade(&shared)).unwrap();
-    let (done, left) = sync_channel(1);
-    let own = Arc::clone(&shared);
-    thread::spawn(move || {
-        own.leave_in_panic();
-        done.send(()).unwrap();
-    });
-    left.recv_timeout(Duration::from_secs(5)).expect("the last words can be written");
-    assert_eq!(without_times(&defect.changes), [("zone".to_owned(), OFF), ("lamp".to_owned(), ON)]);
-    std::mem::forget(shared);
+async fn a_pin_that_panics_once_more_or_hangs_holds_up_neither_the_other_pins_nor_the_end() {
+    for panics in [true, false] {
+        let defect = Arc::new(DefectivePump { panics, changes: Changes::default(), pins: OnceLock::new() });
+        let settings = interlocked_with_pump();
+        let bank = Bank::new(Box::new(Arc::clone(&defect)), &settings, &BTreeMap::new());
+        let shared = Arc::new(SharedPins::new(bank));
+        defect.pins.set(Arc::downgrade(&shared)).unwrap();
+        let (done, left) = sync_channel(1);
+        let own = Arc::clone(&shared);
+        thread::spawn(move || {
+            own.leave_in_panic();
+            done.send(()).unwrap();
+        });
+        left.recv_timeout(Duration::from_secs(5)).expect("the last words can be written");
+        let expected = [("zone".to_owned(), OFF), ("lamp".to_owned(), ON)];
+        assert_eq!(without_times(&defect.changes), expected, "{panics}");
+        std::mem::forget(shared);
+    }
 }
 
 /// Turning `slow` on ends when the test says so.
