@@ -13,9 +13,9 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -99,6 +99,11 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((journal, Values::new())),
             opened => opened?,
         };
+        let metadata = file.metadata()?;
+        if metadata.permissions().mode() & 0o077 != 0 {
+            // It has keys and messages. A copy that was put here may have been open to others.
+            file.set_permissions(Permissions::from_mode(0o600))?;
+        }
         let values = journal.read(&file)?;
         journal.file = Some(file);
         Ok((journal, values))
@@ -184,8 +189,12 @@ impl Journal {
             Some(file) => {
                 // Part of a line may be here, from a crash or from a write that failed.
                 file.set_len(self.length)?;
-                file.write_all_at(&text, self.length)?;
-                file.sync_data()?;
+                let written = file.write_all_at(&text, self.length).and_then(|()| file.sync_data());
+                if let Err(error) = written {
+                    // What was refused must not count after a restart. If this fails, too, the next write does it.
+                    let _cut = file.set_len(self.length);
+                    return Err(error);
+                }
             }
             None => self.file = Some(self.replace(|writer| writer.write_all(&text))?),
         }
@@ -233,16 +242,33 @@ impl Journal {
         Ok(head)
     }
 
-    /// Makes a new file, and puts it in the place of the present one when it is whole and on disk.
+    /// Makes a new file, and puts it in the place of the present one when it is whole and on disk. A part of one is
+    /// removed: on a full disk, it would take the room of the next write.
     fn replace(&self, write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>) -> io::Result<File> {
         let mut begun = self.path.as_os_str().to_owned();
         begun.push(".new");
-        let mut writer = BufWriter::new(trust::create_anew(Path::new(&begun), 0o600)?);
+        let made = self.replace_by(Path::new(&begun), write);
+        if made.is_err() {
+            let _removed = std::fs::remove_file(&begun);
+        }
+        made
+    }
+
+    fn replace_by(
+        &self,
+        begun: &Path,
+        write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+    ) -> io::Result<File> {
+        let mut writer = BufWriter::new(trust::create_anew(begun, 0o600)?);
         write(&mut writer)?;
         let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;
-        std::fs::rename(&begun, &self.path)?;
-        trust::sync_directory(trust::directory_of(&self.path))?;
+        let directory = File::open(trust::directory_of(&self.path))?;
+        std::fs::rename(begun, &self.path)?;
+        // The file has its name now, so nothing may fail any more.
+        if let Err(error) = directory.sync_all() {
+            tracing::warn!("{} may be lost in a power cut: {error}", self.path.display());
+        }
         Ok(file)
     }
 }
@@ -284,6 +310,16 @@ mod tests {
         let (journal, values) = open(&path);
         assert_eq!((values.len(), values["k0"].get(), values.contains_key("k1")), (499, "[2]", false));
         assert!(journal.has("k0") && !journal.has("k1"));
+    }
+
+    #[test]
+    fn a_file_that_others_could_read_is_closed_to_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("it.jsonl");
+        std::fs::write(&path, "{\"format\":7}\n{\"key\":\"a\",\"value\":1}\n").expect("written");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("set");
+        assert_eq!(shown(&open(&path).1), [("a", "1")]);
+        assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
     }
 
     /// A crash can end a file at each byte.

@@ -25,6 +25,8 @@ const FILE: &str = "hub.jsonl";
 const FORMAT: u32 = 2;
 /// The file of older versions: everything in one piece. It is read once.
 const OLD_FILE: &str = "hub.json";
+/// Its name once its content is in [`FILE`].
+const MOVED_FILE: &str = "hub.json.moved";
 /// Changes within this time are written together.
 const REST: Duration = Duration::from_millis(250);
 /// The pause after a failed write.
@@ -63,10 +65,11 @@ impl HubFile {
             hub.with(|hub, _| hub.restore_snapshot(snapshot)).map_err(|error| unusable(error.to_string()))?;
             keeper.write_now(hub.with(|hub, _| hub.take_changes()))?;
         }
-        // The new file has all that was in the old one, also if an earlier start was interrupted here.
-        match std::fs::remove_file(&old) {
+        // The new file has all that was in the old one, also if an earlier start was interrupted here. An earlier version
+        // that was installed again may have written it anew, so it is not removed.
+        match std::fs::rename(&old, state_dir.join(MOVED_FILE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(StateDirError::Io { verb: "remove", path: old, reason: error })
+                Err(StateDirError::Io { verb: "move", path: old, reason: error })
             }
             _ => Ok(keeper),
         }

@@ -6,6 +6,7 @@ those of both together; processor time is the emulator's own.
 
 import os
 import re
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -58,6 +59,9 @@ class ScaledEmulator:
 
 
 def measure_scale(binary, load_program, folder, table, devices=None):
+    # Each device is a socket of the load, which inherits this.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     devices = devices or DEVICES
     most = devices[-1]
     emulator = ScaledEmulator(binary, folder / "scale", most)

@@ -119,9 +119,10 @@ impl ClientFiles {
         write_into(&self.path(id, "key.pem"), &pair.private_key)
     }
 
-    /// Whether there is a certificate with its key.
+    /// Whether there is a certificate with its key. A power cut can leave empty files.
     pub(super) fn has_certificate(&self, id: &str) -> bool {
-        self.path(id, "cert.pem").exists() && self.path(id, "key.pem").exists()
+        let has_text = |suffix| fs::metadata(self.path(id, suffix)).is_ok_and(|found| found.len() > 0);
+        has_text("cert.pem") && has_text("key.pem")
     }
 
     /// Removes all files of a device or a module.
