@@ -19,10 +19,13 @@ mod select;
 mod tests;
 
 pub(super) use expression::Expression;
-pub(super) use select::{Collection, RowGroups, TwinQuery};
+pub(super) use select::{Collection, MAX_GROUP_BYTES, RowGroups, TwinQuery};
 
 /// Longest query, in characters. Source: the page about twin queries, "Twin query limitations".
 const MAX_QUERY_CHARS: usize = 8_192;
+
+/// Most items after SELECT, and after GROUP BY. A choice: each of them copies a part of the document.
+const MAX_ITEMS: usize = 16;
 
 /// Deepest nesting of a condition, so that neither parsing nor evaluating it can use up the stack. A choice.
 const MAX_NESTING: usize = 64;

@@ -85,7 +85,7 @@ impl SharedHub {
         if let Some(sender) = devices.get(device_id) {
             return sender.subscribe();
         }
-        // From time to time, forget the devices that nobody waits for any more.
+        // From time to time, forget the devices that no task waits for any more.
         if devices.len().is_power_of_two() {
             devices.retain(|_, sender| sender.receiver_count() > 0);
         }
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_that_nobody_waits_for_any_more_are_forgotten() {
+    fn devices_that_no_task_waits_for_any_more_are_forgotten() {
         let hub = hub(1);
         for number in 0..5_000 {
             drop(hub.watch_device(&format!("gone{number}")));

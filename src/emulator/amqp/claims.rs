@@ -196,7 +196,7 @@ impl Claims {
             })?;
             tracing::info!(device_id, "a device signed in over AMQP");
             connections.insert(device_id.to_owned(), connected.connection);
-            // Whoever waits for the end of the grants must look at this device, too.
+            // The task that waits for the end of the grants must look at this device, too.
             self.grants.send_modify(|_| ());
             Ok(connected.connection)
         })

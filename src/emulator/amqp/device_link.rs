@@ -37,7 +37,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
         settle(&claims, &device_id, &locked, outcome);
     }
     if replaced {
-        steal(link, &device_id).await;
+        steal(link, &claims.hub, &device_id).await;
     }
 }
 

@@ -40,17 +40,18 @@ pub(super) fn of(locked: &Locked) -> Message<Data> {
         .build()
 }
 
-/// Writes a property of a bag into its field. What has none becomes an application property.
+/// Writes a property of a bag into its field. What has none, or cannot be in it, becomes an application property.
 pub(super) fn put(name: &str, text: &str, section: &mut Section, application: &mut ApplicationProperties) {
-    let text = text.to_owned();
+    let expiry = message::parse_time(text).map(timestamp);
+    let (is_symbol, text) = (text.is_ascii(), text.to_owned());
     match name {
         message::MESSAGE_ID => section.message_id = Some(MessageId::String(text)),
         message::CORRELATION_ID => section.correlation_id = Some(MessageId::String(text)),
         message::TO => section.to = Some(text),
         message::USER_ID => section.user_id = Some(Binary::from(text.into_bytes())),
-        message::CONTENT_TYPE => section.content_type = Some(Symbol::from(text)),
-        message::CONTENT_ENCODING => section.content_encoding = Some(Symbol::from(text)),
-        message::EXPIRY => section.absolute_expiry_time = message::parse_time(&text).map(timestamp),
+        message::CONTENT_TYPE if is_symbol => section.content_type = Some(Symbol::from(text)),
+        message::CONTENT_ENCODING if is_symbol => section.content_encoding = Some(Symbol::from(text)),
+        message::EXPIRY if expiry.is_some() => section.absolute_expiry_time = expiry,
         other => {
             let renamed = RENAMED.iter().find(|(_, own)| *own == other).map_or(other, |(sent, _)| sent);
             application.0.insert(renamed.to_owned(), SimpleValue::String(text));

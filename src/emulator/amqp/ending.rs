@@ -10,14 +10,20 @@ use fe2o3_amqp::types::definitions::{Error, LinkError};
 use tokio::time::timeout;
 
 use super::condition::LinkRefusal;
+use crate::emulator::shared::SharedHub;
 
 /// How long to wait for one answer of the client: an attach, a detach, or the outcome of a reply. If the client takes
 /// longer, it loses the link.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Ends the link because another connection of the device has replaced it. Source: wire reference 2.8.
-pub(super) async fn steal(link: Sender, device_id: &str) {
-    tracing::info!(device_id, "a newer connection of the same device replaced it");
+/// Ends the link because another connection of the device has replaced its own. Source: wire reference 2.8. If the device
+/// has no connection, then the link's own has only ended: the goodbye reaches no client, and the log says so.
+pub(super) async fn steal(link: Sender, hub: &SharedHub, device_id: &str) {
+    if hub.with(|hub, _| hub.is_connected(device_id)) {
+        tracing::info!(device_id, "a newer connection of the same device replaced it");
+    } else {
+        tracing::debug!(device_id, "a device's connection ended before its links");
+    }
     let refusal = LinkRefusal::new(LinkError::Stolen, "a newer connection of the device has this link now");
     goodbye(link, device_id, &refusal).await;
 }

@@ -39,7 +39,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: Strin
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(&device_id, own)) {
             claims.end_calls(&device_id, own);
-            return steal(link, &device_id).await;
+            return steal(link, &hub, &device_id).await;
         }
         let Some(request) = hub.with(|hub, now| hub.next_method(&device_id, own, now)) else {
             tokio::select! {
@@ -125,7 +125,7 @@ fn take(
         .ok_or_else(|| LinkRefusal::argument(format!("the property {STATUS} must be a whole number")))?;
     let body = convert::body(message.body)?;
     if !claims.hub.with(|hub, _| hub.answer_method(device_id, own, id, status, &body)) {
-        // A rejection would help nobody, and the C SDK answers it by leaving both links.
+        // A rejection would not help, and the C SDK answers it by leaving both links.
         tracing::warn!(
             device_id,
             status,

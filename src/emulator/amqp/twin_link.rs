@@ -147,7 +147,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<TwinLi
     loop {
         changed.mark_unchanged();
         if !hub.with(|hub, _| hub.is_current(device_id, own)) {
-            return steal(link, device_id).await;
+            return steal(link, &hub, device_id).await;
         }
         // Send answers first: the result of a GET is older than the changes that wait.
         let ready = replies.try_recv().ok().or_else(|| {

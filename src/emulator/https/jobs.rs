@@ -21,7 +21,7 @@ use super::pages::{PageStart, RowPage};
 use super::reply::{self, HttpReply, HttpResult};
 use super::twins;
 use crate::credentials::check_device_id;
-use crate::emulator::hub::{JobAction, JobError, JobOrder};
+use crate::emulator::hub::{Hub, JobAction, JobError, JobOrder, TwinWrite};
 use crate::message::{excerpt, parse_time};
 
 /// Most bytes of a job: the largest payload or patch, and the JSON around it.
@@ -125,7 +125,7 @@ pub(super) async fn create_old(call: &mut HttpCall) -> HttpResult {
 
 fn order(id: &str, sent: JobBody) -> Result<JobOrder, String> {
     // UNVERIFIED: which characters the hub allows. `query` is the list of all jobs.
-    if check_device_id(id).is_err() || id == "query" {
+    if check_device_id(id).is_err() || id.eq_ignore_ascii_case("query") {
         let shown = excerpt(id);
         return Err(format!("\"{shown}\" cannot be a job's id: give one as for a device, but not \"query\""));
     }
@@ -154,6 +154,9 @@ fn order(id: &str, sent: JobBody) -> Result<JobOrder, String> {
         Some("scheduleUpdateTwin") => {
             let raw = sent.update_twin.ok_or("the job has no updateTwin")?;
             let (tags, desired) = twins::patch_for_all(raw.get())?;
+            // A patch that no empty twin takes would fail at each device.
+            Hub::check_twin(&TwinWrite::Patch { tags: tags.clone(), desired: desired.clone() })
+                .map_err(|error| error.to_string())?;
             (JobAction::Twin { tags, desired }, raw)
         }
         other => {
@@ -167,11 +170,17 @@ fn order(id: &str, sent: JobBody) -> Result<JobOrder, String> {
     Ok(JobOrder {
         id: id.to_owned(),
         action,
-        sent: serde_json::from_str(raw.get()).map_err(|error| error.to_string())?,
+        sent: shown(raw)?,
         condition,
         start,
         max_execution: Duration::from_secs(seconds),
     })
+}
+
+/// The text, if a back end can be shown it again.
+fn shown(raw: Box<RawValue>) -> Result<Box<RawValue>, String> {
+    let read: Result<Value, _> = serde_json::from_str(raw.get());
+    read.map(|_| raw).map_err(|error| error.to_string())
 }
 
 fn method(text: &str) -> Result<JobAction, String> {

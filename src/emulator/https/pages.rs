@@ -136,7 +136,7 @@ impl RowPage {
         if !self.more {
             return Ok(page);
         }
-        let token = continuation(&self.question, self.before + self.rows.len(), &self.last);
+        let token = continuation(&self.question, self.before.saturating_add(self.rows.len()), &self.last);
         let token = HeaderValue::from_str(&token).map_err(|_| wrong())?;
         Ok(page.with(HeaderName::from_static(CONTINUATION), token))
     }

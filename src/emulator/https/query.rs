@@ -17,14 +17,14 @@ use super::pages::{PageStart, RowPage};
 use super::reply::{self, HttpRefusal, HttpResult};
 use crate::emulator::hub::Hub;
 use crate::emulator::identity;
-use crate::emulator::query::{Collection, RowGroups, TwinQuery};
+use crate::emulator::query::{Collection, MAX_GROUP_BYTES, RowGroups, TwinQuery};
 use crate::emulator::shared::SharedHub;
 
 /// Most bytes of a request. It has room for a query that is too long, so that the answer can say so.
 const MAX_BODY: usize = 128 * 1024;
 
 /// So many twins are looked at before other connections get their turn: about a millisecond.
-const SLICE: usize = 64;
+const SLICE: usize = 16;
 
 #[derive(Deserialize)]
 struct QueryBody {
@@ -69,6 +69,11 @@ async fn groups(hub: &SharedHub, query: &TwinQuery, start: PageStart) -> Result<
     let mut counted = RowGroups::default();
     while let Some(slice) = scan.next().await {
         slice.into_iter().for_each(|(_, document)| query.count(document, &mut counted));
+        if counted.are_too_large() {
+            let sentence =
+                format!("the groups have more than {MAX_GROUP_BYTES} bytes: group by other properties");
+            return Err(reply::bad_argument(&sentence).into());
+        }
     }
     let first = start.number()?;
     let mut page = RowPage::new(start, query.top());

@@ -237,8 +237,10 @@ impl PendingCalls {
     }
 
     /// Removes a call that no caller waits for.
-    pub(super) fn forget(&mut self, id: CallId) {
+    pub(super) fn forget(&mut self, id: CallId) -> bool {
+        let before = self.0.len();
         self.0.retain(|call| call.id != id);
+        self.0.len() < before
     }
 }
 

@@ -24,7 +24,7 @@ use crate::emulator::query::Expression;
 pub const JOBS_IN_FLIGHT: usize = 100;
 
 /// Most twins that one step of one job reads or writes.
-const SLICE: usize = 64;
+const SLICE: usize = 16;
 
 impl Hub {
     /// Takes a job, and returns it as back ends see it.
@@ -88,14 +88,18 @@ impl Hub {
     pub fn advance_jobs(&mut self, now: SystemTime) -> Option<SystemTime> {
         let mut due = None;
         for number in self.jobs.open() {
-            let running = self.jobs.running();
+            let (running, before) = (self.jobs.running(), (self.version, self.quiet_changes));
             let Some(mut job) = self.jobs.take(number) else { continue };
             let next = if running >= MAX_RUNNING && job.status != JobStatus::Running {
                 None
             } else {
                 self.advance(&mut job, now)
             };
-            self.jobs.put(number, job);
+            if before == (self.version, self.quiet_changes) {
+                self.jobs.put_back(number, job);
+            } else {
+                self.jobs.put(number, job);
+            }
             due = due.into_iter().chain(next).min();
         }
         due
@@ -103,8 +107,9 @@ impl Hub {
 
     fn advance(&mut self, job: &mut ScheduledJob, now: SystemTime) -> Option<SystemTime> {
         if job.status != JobStatus::Running {
-            if now < job.start() {
-                return Some(job.start());
+            // Without a start, it begins at once, also if the clock was set back since it was made.
+            if let Some(start) = job.order.start.filter(|start| now < *start) {
+                return Some(start);
             }
             job.status = JobStatus::Running;
             job.running_since = Some(now);
@@ -183,9 +188,9 @@ impl Hub {
     /// Begins at one device. Returns whether it has begun: a device can be busy with other calls.
     fn begin_row(&mut self, job: &mut ScheduledJob, id: &str, now: SystemTime) -> bool {
         let Some(row) = job.rows.get_mut(id).filter(|row| row.is_open()) else { return true };
-        row.begin(now);
         match &job.order.action {
             JobAction::Twin { tags, desired } => {
+                row.begin(now);
                 let patch = TwinWrite::Patch { tags: tags.clone(), desired: desired.clone() };
                 match self.write_twin(id, patch, None, now) {
                     Ok(_) => row.complete(None, now),
@@ -199,12 +204,13 @@ impl Hub {
                 };
                 let (response_timeout, connect_timeout) = (*response_timeout, *connect_timeout);
                 let call = BackEndCall { name: name.clone(), payload, response_timeout, connect_timeout };
-                match self.call_method(id, call, now) {
+                let called = self.call_method(id, call, now);
+                if matches!(called, Err(CallError::TooManyCalls(_))) {
+                    return false;
+                }
+                row.begin(now);
+                match called {
                     Ok(call) => job.calls.push((id.to_owned(), call)),
-                    Err(CallError::TooManyCalls(_)) => {
-                        row.status = RowStatus::Pending;
-                        return false;
-                    }
                     Err(error) => row.fail(error.word(), error.to_string(), now),
                 }
             }

@@ -8,11 +8,11 @@
 //! that has run to its end is completed, even if it failed at some devices; [`MAX_JOBS`], [`MAX_RUNNING`] and
 //! [`MAX_JOB_BYTES`].
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::calls::CallId;
@@ -43,7 +43,7 @@ pub struct JobOrder {
     /// What to do at each device.
     pub action: JobAction,
     /// The same as the back end sent it, for the back end.
-    pub sent: Value,
+    pub sent: Box<RawValue>,
     /// The condition on the twins of devices; `*` holds for all.
     pub condition: String,
     /// When to begin; `None` means at once.
@@ -73,6 +73,13 @@ pub enum JobAction {
         /// A patch of the desired properties.
         desired: Option<Map<String, Value>>,
     },
+}
+
+impl JobOrder {
+    /// What the back end sent. The code that made the value has checked that it can be read.
+    fn sent(&self) -> Value {
+        serde_json::from_str(self.sent.get()).unwrap_or_default()
+    }
 }
 
 impl JobAction {
@@ -196,8 +203,6 @@ pub(super) struct Jobs {
     jobs: BTreeMap<u64, ScheduledJob>,
     /// The numbers of the jobs that may have changed since they were saved.
     unsaved: BTreeSet<u64>,
-    /// A hash of each job as it was saved. A step that has changed nothing is not saved.
-    saved: HashMap<u64, u64>,
 }
 
 impl DeviceRow {
@@ -242,7 +247,8 @@ impl DeviceRow {
     fn show(&self, job: &ScheduledJob, device_id: &str) -> Value {
         let time = |time: Option<SystemTime>| time.map_or_else(|| NOT_YET.to_owned(), format_time);
         let answer = self.answer.as_ref().map(|(status, payload)| {
-            let payload: Value = serde_json::from_str(payload).unwrap_or_default();
+            let payload: Result<Value, _> = serde_json::from_str(payload);
+            let payload = payload.unwrap_or_else(|error| json!(format!("it cannot be shown: {error}")));
             json!({ "status": status, "payload": payload })
         });
         let mut shown = json!({
@@ -266,6 +272,7 @@ impl DeviceRow {
 impl ScheduledJob {
     fn new(order: JobOrder, now: SystemTime) -> Self {
         let waits = order.start.is_some_and(|start| start > now);
+        let bytes = order.sent.get().len() + order.condition.len();
         Self {
             order,
             created: now,
@@ -277,7 +284,7 @@ impl ScheduledJob {
             selected: false,
             begun_to: None,
             rows: BTreeMap::new(),
-            bytes: 0,
+            bytes,
             calls: Vec::new(),
         }
     }
@@ -314,7 +321,7 @@ impl ScheduledJob {
             "startTime": format_time(self.start()),
             "maxExecutionTimeInSeconds": self.order.max_execution.as_secs(),
             "type": self.order.action.word(),
-            kind: self.order.sent,
+            kind: self.order.sent(),
             "status": self.status.word(),
             "deviceJobStatistics": {
                 "deviceCount": self.rows.len(),
@@ -398,13 +405,18 @@ impl Jobs {
         self.jobs.values().map(|job| job.calls.len()).sum()
     }
 
-    /// Takes a job out, so that it can use the hub. [`Jobs::put`] puts it back.
+    /// Takes a job out, so that it can use the hub. [`Jobs::put`] puts it back, or [`Jobs::put_back`] if it is the same.
     pub(super) fn take(&mut self, number: u64) -> Option<ScheduledJob> {
         self.jobs.remove(&number)
     }
 
     pub(super) fn put(&mut self, number: u64, job: ScheduledJob) {
         self.unsaved.insert(number);
+        self.jobs.insert(number, job);
+    }
+
+    /// Puts a job back that is the same as before.
+    pub(super) fn put_back(&mut self, number: u64, job: ScheduledJob) {
         self.jobs.insert(number, job);
     }
 
@@ -439,15 +451,7 @@ impl Jobs {
     pub(super) fn take_changes(&mut self, changes: &mut PieceChanges) {
         for number in std::mem::take(&mut self.unsaved) {
             let text = self.jobs.get(&number).and_then(|job| serde_json::value::to_raw_value(job).ok());
-            let hash =
-                text.as_ref().map(|text| BuildHasherDefault::<DefaultHasher>::new().hash_one(text.get()));
-            let before = match hash {
-                Some(hash) => self.saved.insert(number, hash),
-                None => self.saved.remove(&number),
-            };
-            if before != hash {
-                changes.push((format!("job/{number}"), text.map(|text| Piece(Form::Job(text)))));
-            }
+            changes.push((format!("job/{number}"), text.map(|text| Piece(Form::Job(text)))));
         }
     }
 

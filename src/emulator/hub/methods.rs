@@ -64,15 +64,22 @@ impl Hub {
     /// The state of a call. A call that is over is removed.
     pub fn method_progress(&mut self, device_id: &str, id: CallId, now: SystemTime) -> CallProgress {
         match self.devices.passing_mut(device_id) {
-            Some(state) => state.calls.progress(&state.session, id, now),
+            Some(state) => {
+                let progress = state.calls.progress(&state.session, id, now);
+                // A job may wait for its place.
+                self.version += u64::from(matches!(progress, CallProgress::Done(_)));
+                progress
+            }
             None => CallProgress::Done(Err(CallError::Gone)),
         }
     }
 
     /// Removes a call that no caller waits for. If it is over, nothing happens.
     pub fn forget_method(&mut self, device_id: &str, id: CallId) {
-        if let Some(state) = self.devices.passing_mut(device_id) {
-            state.calls.forget(id);
+        if let Some(state) = self.devices.passing_mut(device_id)
+            && state.calls.forget(id)
+        {
+            self.version += 1;
         }
     }
 }

@@ -90,7 +90,7 @@ mod tests {
         let properties = Properties::decode("%24.cid=m1&outcome=succeeded").expect("a bag");
         let version = hub.version();
         hub.record_event("dev1", properties.clone(), Bytes::from_static(b"{}"), after(3));
-        assert!(hub.version() > version, "whoever waits for a report is woken");
+        assert!(hub.version() > version, "those who wait for a report are woken");
         let event = D2cMessage { number: 1, enqueued: after(3), properties, body: Bytes::from_static(b"{}") };
         assert_eq!(hub.events("dev1").expect("a device").collect::<Vec<_>>(), [&event]);
         assert_eq!(hub.events("dev2").expect("a device").count(), 0);

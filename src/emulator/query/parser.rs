@@ -7,11 +7,11 @@
 
 use serde_json::{Number, Value};
 
-use super::MAX_NESTING;
 use super::expression::{ArithmeticSign, Comparison, Expression, function_names, pair_test, type_test};
 use super::lexer::{QueryError, QueryToken, TokenKind, tokens};
 use super::path::PropertyPath;
 use super::select::{Collection, GroupColumn, PropertyColumn, Selection, TwinQuery};
+use super::{MAX_ITEMS, MAX_NESTING};
 use crate::message::excerpt;
 
 /// The words that no name can be.
@@ -87,6 +87,7 @@ impl<'q> Parser<'q> {
         let top = if self.takes_word("TOP") { Some(self.whole_number()?) } else { None };
         let list_at = self.at();
         let list = if self.takes_sign("*") { None } else { Some(self.list(Self::selected)?) };
+        self.check_items(list.as_deref(), list_at)?;
         self.word("FROM")?;
         self.collection = self.collection_name()?;
         let condition = if self.takes_word("WHERE") { Some(self.expression()?) } else { None };
@@ -97,6 +98,7 @@ impl<'q> Parser<'q> {
         } else {
             None
         };
+        self.check_items(by.as_deref(), groups_at)?;
         if self.collection == Collection::Jobs && (list.is_some() || by.is_some()) {
             return Err(self.fault(list_at, "FROM devices.jobs takes SELECT * only, without GROUP BY"));
         }
@@ -108,6 +110,15 @@ impl<'q> Parser<'q> {
             (Some(list), by) => self.selection(list, by)?,
         };
         Ok(TwinQuery { collection: self.collection, top, selection, condition })
+    }
+
+    fn check_items<T>(&self, items: Option<&[T]>, at: usize) -> Result<(), QueryError> {
+        match items.map_or(0, <[T]>::len) {
+            0..=MAX_ITEMS => Ok(()),
+            more => {
+                Err(self.fault(at, format!("the query names {more} properties here, more than {MAX_ITEMS}")))
+            }
+        }
     }
 
     /// Joins the items of SELECT with those of GROUP BY.

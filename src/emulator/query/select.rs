@@ -14,6 +14,9 @@ use serde_json::{Map, Value};
 use super::expression::Expression;
 use super::path::PropertyPath;
 
+/// Most bytes of the values by which documents are grouped. A choice.
+pub(in crate::emulator) const MAX_GROUP_BYTES: usize = 16 * 1024 * 1024;
+
 /// The name of a count without `AS`.
 const COUNT_NAME: &str = "$1";
 
@@ -76,7 +79,19 @@ pub(super) enum GroupColumn {
 
 /// The groups of a query that has found some documents.
 #[derive(Debug, Default)]
-pub(in crate::emulator) struct RowGroups(BTreeMap<String, (Map<String, Value>, u64)>);
+pub(in crate::emulator) struct RowGroups {
+    /// The rows by the values that are the same in the group, and how many documents each has.
+    rows: BTreeMap<String, (Map<String, Value>, u64)>,
+    /// Bytes of all keys; rows hold as much again.
+    bytes: usize,
+}
+
+impl RowGroups {
+    /// Whether they take more memory than a query may.
+    pub(in crate::emulator) fn are_too_large(&self) -> bool {
+        self.bytes > MAX_GROUP_BYTES
+    }
+}
 
 impl TwinQuery {
     /// What the query goes through.
@@ -134,14 +149,20 @@ impl TwinQuery {
             key.push(path.find(&document).map(|(_, value)| value.to_string()).unwrap_or_default());
             row.extend(shown);
         }
-        groups.0.entry(key.join("\n")).or_insert((row, 0)).1 += 1;
+        let key = key.join("\n");
+        let length = key.len();
+        let (_, count) = groups.rows.entry(key).or_insert_with(|| {
+            groups.bytes += length;
+            (row, 0)
+        });
+        *count += 1;
     }
 
     /// The rows of the groups. A query that counts all documents has one row, if it found none, too.
     pub(in crate::emulator) fn group_rows(&self, mut groups: RowGroups) -> Vec<Value> {
         let Selection::Groups(columns) = &self.selection else { return Vec::new() };
         if columns.iter().all(|column| matches!(column, GroupColumn::Count { .. })) {
-            groups.0.entry(String::new()).or_default();
+            groups.rows.entry(String::new()).or_default();
         }
         let counts = || {
             columns.iter().filter_map(|column| match column {
@@ -149,7 +170,7 @@ impl TwinQuery {
                 _ => None,
             })
         };
-        let rows = groups.0.into_values().map(|(mut row, count)| {
+        let rows = groups.rows.into_values().map(|(mut row, count)| {
             row.extend(counts().map(|name| (name.to_owned(), count.into())));
             Value::Object(row)
         });

@@ -168,6 +168,30 @@ fn columns_have_the_names_that_programs_read() {
     assert_eq!(first(modules).1, json!({ "deviceId": "pi-01", "status": "enabled" }));
 }
 
+/// One row could otherwise be hundreds of times as large as its twin.
+#[test]
+fn a_query_names_few_properties_and_its_groups_are_not_large() {
+    let many = |item: &str, count: usize| vec![item; count].join(", ");
+    for (query, place) in [
+        (format!("SELECT {} FROM devices", many("properties", 17)), "column 8"),
+        (format!("SELECT COUNT() FROM devices GROUP BY {}", many("tags.a", 17)), "column 29"),
+    ] {
+        let refused = TwinQuery::parse(&query).expect_err("too many").to_string();
+        assert!(refused.contains(place) && refused.contains("17 properties here, more than 16"), "{refused}");
+    }
+    let query = format!("SELECT {} FROM devices", many("properties", 16));
+    assert!(TwinQuery::parse(&query).is_ok());
+    let query = TwinQuery::parse("SELECT COUNT() FROM devices GROUP BY tags.a").expect("a query");
+    let mut groups = RowGroups::default();
+    for number in 0..16 {
+        assert!(!groups.are_too_large(), "{number}");
+        let text = format!("{number}{}", "x".repeat(1 << 20));
+        // One that comes again takes no more.
+        (0..50).for_each(|_| query.count(json!({ "tags": { "a": text } }), &mut groups));
+    }
+    assert!(groups.are_too_large());
+}
+
 #[test]
 fn counts_are_of_all_or_of_each_group() {
     let counted = |query: &str| {

@@ -3,9 +3,9 @@
 //! Owns: these facts, and the scopes that follow from them. Must not know: credentials, files, HTTP.
 //!
 //! Source of the scopes: `create_device_with_sas` in Microsoft's Python service SDK, which describes them, and the az
-//! extension (`az iot hub device-identity parent`, `children`), which takes them apart. An edge device has a scope of its own, which the hub makes and nobody changes; its
-//! `parentScopes` has the scope of its parent. The `deviceScope` of another device is the scope of its parent, and its
-//! `parentScopes` says the same.
+//! extension (`az iot hub device-identity parent`, `children`), which takes them apart. An edge device has a scope of its
+//! own, which the hub makes and which never changes; its `parentScopes` has the scope of its parent. The `deviceScope`
+//! of another device is the scope of its parent, and its `parentScopes` says the same.
 
 use std::time::SystemTime;
 

@@ -140,7 +140,7 @@ fn the_authority_vouches_for_one_device_with_each_certificate() {
     let token = token(&keys(1).primary, "hub.local.test/devices/ca1", None);
     let with_token = registry.authenticate_device("ca1", Some(&token), None, NOW);
     assert!(matches!(with_token, Err(AuthError::WrongKind(_))), "{with_token:?}");
-    // A thumbprint counts, whoever has signed the certificate.
+    // A thumbprint counts with any issuer.
     assert!(shown("cert1", Thumbprint::vouched(b"certificate", "other")).is_ok());
 }
 

@@ -8,9 +8,6 @@
 //! the numbers in `ErrorCode.cs` of the C# SDK. UNVERIFIED, so choices: a request with faulty entries is answered with
 //! 200, because the C# SDK throws the result away at 400; `errorCode` is a number, as in the error files of import jobs;
 //! of entries with the same id, none is carried out.
-
-use std::collections::BTreeMap;
-
 use hyper::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -70,18 +67,10 @@ pub(in crate::emulator::https) async fn change(call: &mut HttpCall) -> HttpResul
         .map_err(|error| reply::bad_argument(&format!("the body is not an array of devices: {error}")))?;
     limit(entries.len())?;
     let names: Vec<EntryName> = entries.iter().map(EntryName::of).collect();
-    let mut counts = BTreeMap::new();
-    for name in &names {
-        *counts.entry(name.key()).or_insert(0) += 1;
-    }
     let (mut faults, mut changes, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     for (entry, name) in entries.into_iter().zip(&names) {
-        let read = if counts.get(&name.key()).is_some_and(|count| *count > 1) && name.device_id.is_string() {
-            Err(EntryFault(400_011, "the request has several entries with this id".to_owned()))
-        } else {
-            read(entry).map_err(|sentence| EntryFault(400_004, sentence))
-        };
-        match read {
+        let read = || read(entry).map_err(|sentence| EntryFault(400_004, sentence));
+        match name.check(&names).and_then(|()| read()) {
             Ok(change) => {
                 changes.push(change);
                 changed.push(name);
@@ -165,8 +154,21 @@ impl EntryName {
         Self { device_id: text("id"), module_id: text("moduleId") }
     }
 
-    fn key(&self) -> (Option<&str>, Option<&str>) {
-        (self.device_id.as_str(), self.module_id.as_str())
+    /// The id of the device or module.
+    fn id(&self) -> String {
+        identity::join(self.device_id.as_str().unwrap_or_default(), self.module_id.as_str())
+    }
+
+    /// Checks that the request names it once, and a module by its own field.
+    fn check(&self, all: &[Self]) -> Result<(), EntryFault> {
+        let Some(device_id) = self.device_id.as_str() else { return Ok(()) };
+        if device_id.contains('/') {
+            return Err(EntryFault(400_004, "the id has a \"/\": give a module by its moduleId".to_owned()));
+        }
+        match all.iter().filter(|other| other.id() == self.id()).count() {
+            0 | 1 => Ok(()),
+            _ => Err(EntryFault(400_011, "the request has several entries with this id".to_owned())),
+        }
     }
 }
 
@@ -209,13 +211,16 @@ pub(in crate::emulator::https) async fn regenerate(call: &mut HttpCall) -> HttpR
     };
     limit(sent.devices.len())?;
     let names: Vec<EntryName> = sent.devices.iter().map(EntryName::of).collect();
-    let id = |name: &EntryName| {
-        identity::join(name.device_id.as_str().unwrap_or_default(), name.module_id.as_str())
-    };
-    let made = call.registrar.regenerate(names.iter().map(id).collect(), which).await;
+    let (mut rotated, mut errors, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+    for name in &names {
+        match name.check(&names) {
+            Ok(()) => wanted.push(name),
+            Err(fault) => errors.push(fault.show("id", name)),
+        }
+    }
+    let made = call.registrar.regenerate(wanted.iter().map(|name| name.id()).collect(), which).await;
     let made = made.map_err(|error| super::refusal(&error))?;
-    let (mut rotated, mut errors) = (Vec::new(), Vec::new());
-    for (name, made) in names.iter().zip(made) {
+    for (name, made) in wanted.into_iter().zip(made) {
         match made {
             Ok(keys) => {
                 let (primary, secondary) = (keys.primary.expose_base64(), keys.secondary.expose_base64());

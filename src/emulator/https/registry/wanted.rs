@@ -18,6 +18,9 @@ use crate::message::excerpt;
 /// Most characters of the reason of a status. Source: the class Device in Microsoft's Python service SDK.
 const MAX_REASON: usize = 128;
 
+/// Longest key in base64: those of the hub have 44 or 88 characters.
+const MAX_KEY_CHARS: usize = 128;
+
 /// A device or a module as a back end sends it. Other fields are ignored.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -84,10 +87,12 @@ impl IdentityBody {
                 return Err(format!("\"{}\" is not a status: use enabled or disabled", excerpt(other)));
             }
         };
-        if let Some(length) = self.status_reason.as_ref().map(|reason| reason.chars().count())
-            && length > MAX_REASON
-        {
-            return Err(format!("the statusReason has {length} characters: use at most {MAX_REASON}"));
+        for (name, text) in [("statusReason", &self.status_reason), ("managedBy", &self.managed_by)] {
+            if let Some(length) = text.as_ref().map(|text| text.chars().count())
+                && length > MAX_REASON
+            {
+                return Err(format!("the {name} has {length} characters: use at most {MAX_REASON}"));
+            }
         }
         let is_edge = self.capabilities.and_then(|capabilities| capabilities.iot_edge);
         Ok(Wanted {
@@ -137,6 +142,10 @@ fn keys(sent: SymmetricKey) -> Result<WantedCredential, String> {
         (Some(primary), Some(secondary)) => (primary, secondary),
         _ => return Err("give both keys, or none: the hub then makes both".to_owned()),
     };
+    if let Some(length) = [primary.len(), secondary.len()].into_iter().find(|length| *length > MAX_KEY_CHARS)
+    {
+        return Err(format!("a key has {length} characters: use at most {MAX_KEY_CHARS}"));
+    }
     let read = |key: &str| SharedAccessKey::from_base64(key).map_err(|_| "a key is not base64".to_owned());
     let keys = KeyPair { primary: read(&primary)?, secondary: read(&secondary)? };
     Ok(WantedCredential::Given(DeviceCredential::Keys(keys)))

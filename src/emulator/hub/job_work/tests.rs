@@ -7,6 +7,7 @@ use super::super::session::{ConnectionId, Subscription};
 use super::super::tests::{NOW, after, device, hub};
 use super::*;
 use serde_json::json;
+use serde_json::value::RawValue;
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -24,7 +25,7 @@ fn order(id: &str, condition: &str, action: JobAction) -> JobOrder {
     JobOrder {
         id: id.into(),
         action,
-        sent: json!({}),
+        sent: RawValue::from_string("{}".to_owned()).expect("JSON"),
         condition: condition.into(),
         start: None,
         max_execution: HOUR,

@@ -104,7 +104,7 @@ fn job(id: &str) -> JobOrder {
     JobOrder {
         id: id.to_owned(),
         action: JobAction::Twin { tags, desired: None },
-        sent: json!({}),
+        sent: RawValue::from_string("{}".to_owned()).expect("JSON"),
         condition: "*".to_owned(),
         start: None,
         max_execution: Duration::from_secs(60),
