@@ -145,7 +145,7 @@ class Bench:
         against_the_emulator(self.binary, self.folder, self.table)
 
     def scale(self):
-        measure_scale(self.binary, self.binary.parent / "load", self.folder, self.table)
+        measure_scale(self.binary, self.binary.parent / "load", self.broker, self.folder, self.table)
 
     def over_transports(self):
         if PYTHON.exists() and os.getuid() == 0:

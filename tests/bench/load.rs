@@ -59,7 +59,7 @@ async fn main() -> Result<(), Failure> {
     config.resumption = Resumption::disabled();
     let tls = TlsConnector::from(Arc::new(config));
     let (arrived, mut arrivals) = mpsc::unbounded_channel();
-    let mut back_end = BackEnd::connect(state, &tls).await?;
+    let mut back_end = None;
     let mut connected = 0;
     let (give, mut lines) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -76,6 +76,7 @@ async fn main() -> Result<(), Failure> {
                 format!("connected {:.3}", begin.elapsed().as_secs_f64())
             }
             ["latency", count] => {
+                let back_end = BackEnd::connected(&mut back_end, state, &tls).await?;
                 let mut times = Vec::new();
                 for number in 0..count.parse()? {
                     let sent = Instant::now();
@@ -85,8 +86,9 @@ async fn main() -> Result<(), Failure> {
                 format!("latency {}", percentiles(times))
             }
             ["flow", count, rate] => {
+                let back_end = BackEnd::connected(&mut back_end, state, &tls).await?;
                 let (seconds, times) =
-                    flow(&mut back_end, &mut arrivals, count.parse()?, rate.parse()?, connected).await?;
+                    flow(back_end, &mut arrivals, count.parse()?, rate.parse()?, connected).await?;
                 format!("flow {seconds:.3} {}", percentiles(times))
             }
             _ => return Err(format!("\"{line}\" is no command").into()),
@@ -159,6 +161,19 @@ struct BackEnd {
 }
 
 impl BackEnd {
+    /// Connects it when it is needed first: a broker that only has devices has no service side.
+    async fn connected<'a>(
+        own: &'a mut Option<Self>,
+        state: &Path,
+        tls: &TlsConnector,
+    ) -> Result<&'a mut Self, Failure> {
+        let connected = match own.take() {
+            Some(connected) => connected,
+            None => Self::connect(state, tls).await?,
+        };
+        Ok(own.insert(connected))
+    }
+
     async fn connect(state: &Path, tls: &TlsConnector) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(state.join("service.connection-string"))?;
         let service = ServiceConnectionString::parse(text.trim())?;

@@ -1,7 +1,7 @@
 """The emulator with 10, 1,000 and 10,000 devices that stay connected over MQTT with TLS.
 
 `load` (tests/bench/load.rs) is the devices and the back end. It shares the processor with the emulator, so that rates are
-those of both together; processor time is the emulator's own.
+those of both together; processor time is the emulator's own. Beside the figures of connections is Mosquitto with as many devices.
 """
 
 import os
@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from receivers import Lines, cpu_ns, memory_mib, start, stop
+from receivers import HOST as BROKER, KEY, Lines, cpu_ns, memory_mib, start, stop
 from table import at_least, at_most
 
 DEVICES = [10, 1_000, 10_000]
@@ -58,12 +58,39 @@ class ScaledEmulator:
         return int(re.search(r"^wchar: (\d+)", (self.proc() / "io").read_text(), re.MULTILINE)[1])
 
 
-def measure_scale(binary, load_program, folder, table, devices=None):
+class Connected:
+    """What it costs a server to have so many devices."""
+
+    def __init__(self, pid, idle, count, seconds, cpu):
+        self.kib = (memory_mib(pid) - idle) * 1024 / count
+        self.per_s, self.cpu_ms = count / seconds, cpu / count / 1e6
+
+
+def connect_to(broker, load_program, count):
+    """The same devices at a broker, which does not ask who they are."""
+    pid = broker.process.pid
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+    devices = broker.folder / "devices"
+    devices.mkdir(exist_ok=True)
+    for number in range(count):
+        name = f"load-{number:05}"
+        text = f"HostName={BROKER};DeviceId={name};SharedAccessKey={KEY}"
+        (devices / f"{name}.connection-string").write_text(text)
+    load = Load(load_program, broker.folder)
+    idle, begun = memory_mib(pid), cpu_ns(pid)
+    seconds = load.ask("connect", count)[0]
+    connected = Connected(pid, idle, count, seconds, cpu_ns(pid) - begun)
+    stop(load.process)
+    return connected
+
+
+def measure_scale(binary, load_program, broker, folder, table, devices=None):
     # Each device is a socket of the load, which inherits this.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     devices = devices or DEVICES
     most = devices[-1]
+    peer = connect_to(broker, load_program, most)
     emulator = ScaledEmulator(binary, folder / "scale", most)
     table.row(f"emulator, first start with {most:,} devices: keys and files are made, s", emulator.start_s())
     load = Load(load_program, emulator.state)
@@ -78,9 +105,11 @@ def measure_scale(binary, load_program, folder, table, devices=None):
         table.row(f"{count:,} devices connected: C2D send to device, one at a time, p50, ms", p50)
         table.row("the same, p99, ms", p99)
         if count == most:
-            table.row(f"memory of a connected device, {most:,} of them, KiB RSS", (memory_mib(pid) - idle) * 1024 / most, at_most(20))
-            table.row("sign-ins with a TLS handshake each, /s", most / seconds, at_least(830))
-            table.row("CPU of the emulator for each, ms", signed_in / most / 1e6)
+            own = Connected(pid, idle, most, seconds, signed_in)
+            what = f"memory of a connected device, {most:,} of them (beside it: Mosquitto), KiB RSS"
+            table.row(what, own.kib, at_most(20), peer.kib)
+            table.row("sign-ins with a TLS handshake each, /s", own.per_s, at_least(830), peer.per_s)
+            table.row("CPU for each, ms", own.cpu_ms, None, peer.cpu_ms)
         begun = cpu_ns(pid)
         took, p50, p99 = load.ask("flow", FLOW, RATE)
         table.row(f"{count:,} devices: {RATE:,} messages/s asked for, delivered, /s", FLOW / took, at_least(0.98 * RATE))
