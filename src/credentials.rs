@@ -93,6 +93,7 @@ pub enum DeviceAuth {
 /// follows by mistake, because the separator before it was lost, it stands after its `=`.
 fn excerpt(text: &str, chars: usize) -> String {
     let (shown, cut) = text.split_once('=').map_or((text, ""), |(before, _)| (before, "=…"));
+    let cut = if shown.chars().nth(chars).is_some() { "…" } else { cut };
     let shown: String = shown.chars().take(chars).flat_map(char::escape_debug).collect();
     shown + cut
 }

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
+use rustls::pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -191,6 +192,10 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let moved = setting.offset(ClockOffset::default(), now)?;
     let (with_keys, known_keys) = (options.with_keys(), options.well_known_keys);
     let mut state = StateDir::open(root, &with_keys, &options.x509_devices, known_keys, now)?;
+    // Back ends may have made more than the command line names.
+    if state.devices().len() > MAX_DEVICES {
+        return Err(EmulatorError::TooManyDevices(state.devices().len()));
+    }
     let of_hub = HubNames::new(hostname.as_str());
     let names: Vec<&str> = of_hub.iter().chain(options.gateway_hostname.as_deref()).collect();
     let identity = state.make_server_identity(&names, now)?;
@@ -313,15 +318,16 @@ impl Emulator {
         &self.state_dir
     }
 
-    /// Closes all connections, writes what the hub holds, and stops. This takes about a second at most.
+    /// Closes all connections, writes what the hub holds, and stops. This takes about a second at most. Returns whether
+    /// all was written; the log says why not.
     ///
     /// # Cancel safety
     /// If dropped early, the remaining connections are cut.
-    pub async fn stop(mut self) {
+    pub async fn stop(mut self) -> bool {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
         // The listeners are closed, so the hub does not change any more.
-        self.keeper.write(false).await;
+        self.keeper.write(false).await
     }
 }
 
@@ -366,7 +372,8 @@ impl Options {
             return Err(EmulatorError::DoubledDevice((**id).clone()));
         }
         for name in std::iter::once(&self.hostname).chain(&self.gateway_hostname) {
-            if !matches!(HostPort::parse(name), Some(HostPort { port: None, .. })) {
+            let is_host = matches!(HostPort::parse(name), Some(HostPort { port: None, .. }));
+            if !is_host || ServerName::try_from(name.as_str()).is_err() {
                 let shown = name.chars().take(60).flat_map(char::escape_debug).collect();
                 return Err(EmulatorError::Hostname(shown));
             }

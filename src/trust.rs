@@ -340,9 +340,13 @@ fn replace_after(
     let mut begun = path.as_os_str().to_owned();
     begun.push(".new");
     let mut file = create_anew(Path::new(&begun), 0o600)?;
-    file.write_all(content)?;
-    finish(&file)?;
-    fs::rename(&begun, path)
+    let written =
+        file.write_all(content).and_then(|()| finish(&file)).and_then(|()| fs::rename(&begun, path));
+    if written.is_err() {
+        // On a full disk, it would only take room.
+        drop(fs::remove_file(&begun));
+    }
+    written
 }
 
 /// Waits until all new, renamed and removed names in a directory are on disk.

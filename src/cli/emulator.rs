@@ -116,7 +116,7 @@ const DEFAULT_DEVICE: &str = "dev1";
   c2d-agent emulator --device pi-01 --fault pi-01:drop-at=6 --fault duplicate
   c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
 
-Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used; 2 the arguments are wrong."
+Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used or written; 2 the arguments are wrong."
 )]
 pub(super) struct EmulatorArgs {
     #[command(subcommand)]
@@ -207,8 +207,7 @@ pub(super) fn run(args: EmulatorArgs) -> Result<Exit, Failure> {
         if let Some(signal) = signals.next().await {
             tracing::info!(signal = signal_hook::low_level::signal_name(signal), "signal received");
         }
-        running.stop().await;
-        Ok(Exit::Done)
+        Ok(if running.stop().await { Exit::Done } else { Exit::Error })
     })
 }
 

@@ -178,7 +178,7 @@ fn short(text: &str) -> Result<String, String> {
     if text.chars().count() <= MAX_CHARS && !text.chars().any(char::is_control) {
         return Ok(text.to_owned());
     }
-    Err(format!("it is \"{}…\", but must be one line of at most {MAX_CHARS} characters", excerpt(text, 20)))
+    Err(format!("it is \"{}\", but must be one line of at most {MAX_CHARS} characters", excerpt(text, 20)))
 }
 
 fn of_connection_string(text: &str, ca_file: Option<String>) -> Result<ModuleEnvironment, ModuleError> {

@@ -123,7 +123,10 @@ impl Journal {
             if number == 1 {
                 self.check_head(&text)?;
             } else {
-                let damaged = |error| {
+                let damaged = |error: serde_json::Error| {
+                    // Its own line number is that of the line by itself.
+                    let error = error.to_string();
+                    let error = error.split(" at line ").next().unwrap_or_default();
                     let words = "if you remove this line, the others can be read";
                     JournalError::Damaged(format!("line {number} is damaged: {error}; {words}"))
                 };

@@ -91,9 +91,12 @@ impl HubFile {
             }
             // Mark before the changes are taken: a change after this point must cause another write.
             changes.mark_unchanged();
-            failing = !self.write(failing).await;
+            let failed_before = failing;
+            failing = !self.write(failed_before).await;
             if failing {
                 changes.mark_changed();
+            } else if failed_before {
+                tracing::info!("the hub's state is saved again");
             }
         }
     }
@@ -109,7 +112,7 @@ impl HubFile {
         };
         if !quietly {
             tracing::error!(
-                "the hub's state cannot be saved, so it is lost when the emulator ends: {failed}"
+                "the hub's state cannot be saved, and is lost if it still cannot when the emulator ends: {failed}"
             );
         }
         false

@@ -245,34 +245,60 @@ impl StateDir {
     /// Stores a device that a back end has made or changed, and writes its files.
     ///
     /// # Errors
-    /// Fails if a file cannot be written. If it is the file of secrets, nothing has changed.
+    /// Fails if a file cannot be written. In this case the device is stored as before.
     pub(super) fn register(&mut self, device: &Device, record: &IdentityRecord) -> Result<(), StateDirError> {
         let (id, Secrets { registered, records, .. }) = (&device.id, &mut self.secrets);
         let before = (
             registered.insert(id.clone(), Registered::new(&device.credential)),
             records.insert(id.clone(), record.clone()),
         );
-        if let Err(error) = self.secret_files.write_device(&self.secrets, id) {
+        let was_by_authority = before.0.as_ref().is_some_and(|before| before.authority);
+        if let Err(error) = self.store(device, was_by_authority) {
+            let earlier = before.0.as_ref().and_then(Registered::credential);
+            let is_new = before.1.is_none();
             let Secrets { registered, records, .. } = &mut self.secrets;
             registered.remove(id);
             records.remove(id);
             registered.extend(before.0.map(|stored| (id.clone(), stored)));
             records.extend(before.1.map(|record| (id.clone(), record)));
+            self.take_back_files(id, earlier, is_new);
             return Err(error);
         }
-        let was_by_authority = before.0.is_some_and(|before| before.authority);
+        Ok(())
+    }
+
+    /// Writes the files first: the line in the file of devices is what counts, so nothing may fail after it.
+    fn store(&mut self, device: &Device, was_by_authority: bool) -> Result<(), StateDirError> {
         if was_by_authority != matches!(device.credential, DeviceCredential::Authority) {
             // The files of the other credential would be taken for those of this one.
-            self.files.remove(id)?;
+            self.files.remove(&device.id)?;
         }
         self.write_files_of(device)?;
-        self.write_environment()
+        self.write_environment()?;
+        self.secret_files.write_device(&self.secrets, &device.id)
+    }
+
+    /// Makes the files for clients as they were before a change that failed. Each start makes them anew, too.
+    fn take_back_files(&self, id: &str, credential: Option<DeviceCredential>, is_new: bool) {
+        let credential =
+            credential.or_else(|| self.secrets.devices.get(id)?.read().map(DeviceCredential::Keys));
+        let restored = match credential {
+            _ if is_new => self.files.remove(id),
+            Some(credential) => self.write_files_of(&Device { id: id.to_owned(), credential }),
+            None => Ok(()),
+        };
+        if let Err(error) = restored.and_then(|()| self.write_environment()) {
+            tracing::warn!(
+                device_id = id,
+                "the files of a device that was not changed may be wrong: {error}"
+            );
+        }
     }
 
     /// Removes a device and everything about it, including its files.
     ///
     /// # Errors
-    /// Fails if a file cannot be written or removed. If it is the file of secrets, nothing has changed.
+    /// Fails if the file of devices cannot be written. In this case nothing has changed.
     pub(super) fn forget(&mut self, device_id: &str) -> Result<(), StateDirError> {
         let Secrets { devices, x509_devices, registered, records, .. } = &mut self.secrets;
         let before = (
@@ -289,8 +315,11 @@ impl StateDir {
             records.extend(before.3.map(|record| (device_id.to_owned(), record)));
             return Err(error);
         }
-        self.files.remove(device_id)?;
-        self.write_environment()
+        // The device is gone, whatever becomes of its files.
+        if let Err(error) = self.files.remove(device_id).and_then(|()| self.write_environment()) {
+            tracing::warn!(device_id, "files of a device that was deleted are left: {error}");
+        }
+        Ok(())
     }
 
     /// Writes the file `env`. Before the places of the emulator are known, nothing is written.

@@ -212,6 +212,11 @@ fn a_device_sends_d2c_messages_with_properties_and_within_limits() {
     assert_eq!(ask(&emulator, events, &own, "", &vec![b'x'; 256 * 1024]).status, 204);
     let answer = ask(&emulator, events, &own, "", &vec![b'x'; 256 * 1024 + 1]);
     assert!(answer.status == 413 && answer.body.contains("ErrorCode:MessageTooLarge;"), "{answer:?}");
+    // What is far too large, too: the answer comes once all of it was sent.
+    let answer = ask(&emulator, events, &own, "", &vec![b'x'; 5_000_000]);
+    assert!(answer.status == 413 && answer.header("connection") == Some("close"), "{answer:?}");
+    let answer = ask(&emulator, events, "", "", &vec![b'x'; 5_000_000]);
+    assert_eq!(answer.status, 401);
     let chunked = format!(
         "{events} HTTP/1.1\r\nAuthorization: {own}\r\nTransfer-Encoding: chunked\r\n\r\n40001\r\n{}\r\n",
         "x".repeat(0x40001)

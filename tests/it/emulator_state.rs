@@ -104,10 +104,22 @@ fn a_memory_that_cannot_be_written_is_told_once_and_written_when_it_can_be() {
     emulator
         .process
         .stderr
-        .wait_for("the hub's state cannot be saved, so it is lost when the emulator ends: cannot write");
+        .wait_for("the hub's state cannot be saved, and is lost if it still cannot when the emulator ends: cannot write");
     std::fs::remove_dir(&obstacle).expect("removed");
     wait_for_file(&state.join("hub.jsonl"), "m-1");
+    emulator.process.stderr.wait_for("the hub's state is saved again");
     assert_eq!(emulator.process.terminate(), Some(0));
+}
+
+#[test]
+fn a_memory_that_cannot_be_written_at_the_end_is_an_error() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("hub");
+    let emulator = start(&state);
+    std::fs::create_dir(state.join("hub.jsonl.new")).expect("made");
+    emulator.send("dev1", &[]);
+    emulator.process.stderr.wait_for("the hub's state cannot be saved");
+    assert_eq!(emulator.process.terminate(), Some(1));
 }
 
 #[test]

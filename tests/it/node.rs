@@ -164,6 +164,16 @@ fn the_node_sdks_device_over_amqp() {
 }
 
 #[test]
+fn the_node_sdks_device_over_amqp_signs_in_again_when_its_token_is_over() {
+    let Some((emulator, device, _dir)) = device("amqp", true) else { return };
+    let moved = run(&mut asking(&emulator.state, &["clock", "advance", "48h"]));
+    assert!(moved.status.success(), "{moved:?}");
+    emulator.process.stderr.wait_for("ended a connection: its token has expired");
+    emulator.send("dev1", &["--data", "later"]);
+    device.stdout.wait_for("\"later\"");
+}
+
+#[test]
 fn the_node_sdks_device_over_amqp_over_a_websocket() {
     whole("amqp-ws", true);
 }

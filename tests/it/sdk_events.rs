@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::emulator_running::asking;
 use crate::harness::{Emulator, Process, run};
 use crate::sdk::{emulator, json, may_use_443, python, script};
 
@@ -112,6 +113,30 @@ fn azure_eventhub_reads_what_devices_sent_over_each_protocol() {
     emulator.process.stderr.wait_for_nth("a back end reads D2C messages", 4 + 5 + 1);
     send(&python, &emulator, "dev1", "https", "5");
     assert_eq!(bodies(&reader.end().1), ["5"]);
+}
+
+#[test]
+fn azure_eventhub_reads_on_when_its_token_is_over_by_the_moved_clock() {
+    let Some(python) = python("azure-eventhub reads on after its token") else { return };
+    let (emulator, _dir) = emulator(&["--device", "dev1"]);
+    let reader = Reader::start(&python, &emulator, &["2", "@latest", OF_DEV1], &[("RETRIES", "3")]);
+    emulator.process.stderr.wait_for("a back end reads D2C messages");
+    send(&python, &emulator, "dev1", "https", "1");
+    reader.0.stdout.wait_for("\"body\": \"1\"");
+    let moved = run(&mut asking(&emulator.state, &["clock", "advance", "48h"]));
+    assert!(moved.status.success(), "{moved:?}");
+    send(&python, &emulator, "dev1", "https", "2");
+    assert_eq!(bodies(&reader.end().1), ["1", "2"]);
+}
+
+#[test]
+fn uamqp_sends_messages_of_several_frames() {
+    let Some(python) = python("uamqp sends a large message") else { return };
+    let (emulator, _dir) = emulator(&["--device", "dev1"]);
+    let large = "x".repeat(100_000);
+    send(&python, &emulator, "dev1", "amqp", &large);
+    let (_, read) = Reader::start(&python, &emulator, &["1", "-1"], &[]).end();
+    assert_eq!(bodies(&read), [large]);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 Usage: event_hub_consumer.py CA_FILE COUNT POSITION [PARTITION], with EVENTHUB_CONNECTION_STRING in the environment.
 POSITION is -1, @latest, offset=OFFSET, number=NUMBER or time=MILLISECONDS; the last three are exclusive, and with ==
 they are inclusive. With ASYNC in the environment it uses the client for asyncio, with WEBSOCKETS it dials port 443, and
-with PORT it dials that AMQP port instead of 5671.
+with PORT it dials that AMQP port instead of 5671,
+with RETRIES it tries again so often.
 Prints the Event Hub and its partitions as JSON, then `reading`, then each message, and ends after COUNT messages.
 """
 
@@ -35,7 +36,7 @@ def arguments():
 
 
 def options():
-    found = {"consumer_group": "$Default", "connection_verify": CA_FILE, "retry_total": 0}
+    found = {"consumer_group": "$Default", "connection_verify": CA_FILE, "retry_total": int(os.environ.get("RETRIES", "0"))}
     if "WEBSOCKETS" in os.environ:
         found["transport_type"] = TransportType.AmqpOverWebsocket
     if "PORT" in os.environ:

@@ -212,6 +212,17 @@ impl Claims {
         });
     }
 
+    /// Whether the connection serves neither devices nor readers of D2C messages.
+    pub(super) fn are_of_a_back_end(&self) -> bool {
+        let grants = self.grants.borrow();
+        grants.reader.is_none() && grants.devices.is_empty()
+    }
+
+    /// Cuts the connection.
+    pub(super) fn cut(&self) {
+        self.kill.cancel();
+    }
+
     /// Returns when a valid grant expires. A renewal in time delays this. Cancel safe.
     pub(super) async fn expired(&self) {
         let mut changes = self.grants.subscribe();

@@ -65,7 +65,7 @@ enum Node {
     Management,
 }
 
-/// Serves a session until it ends or the connection's token expires. The handle must live until then.
+/// Serves a session until it ends or the connection's token expires, which ends the connection, too. The handle must live until then.
 pub(super) async fn run(
     mut session: ListenerSessionHandle,
     claims: Arc<Claims>,
@@ -79,10 +79,14 @@ pub(super) async fn run(
         let attach = tokio::select! {
             Some(_ended) = links.join_next() => continue,
             () = claims.expired() => {
-                tracing::info!(%peer, "ended a session: its token has expired");
-                // End the session and not the connection, because this way a Node client is told at once.
-                let error = Error::from(&LinkRefusal::unauthorized("the token has expired"));
-                report_end(timeout(ANSWER_TIMEOUT, session.end_with_error(error)).await, peer);
+                tracing::info!(%peer, "ended a connection: its token has expired");
+                // Only the end of its session tells a Node back end why. Devices and readers of D2C messages do not
+                // sign in again after such an error, but after a lost connection they do.
+                if claims.are_of_a_back_end() {
+                    let error = Error::from(&LinkRefusal::unauthorized("the token has expired"));
+                    report_end(timeout(ANSWER_TIMEOUT, session.end_with_error(error)).await, peer);
+                }
+                claims.cut();
                 return;
             }
             attach = session.next_incoming_attach() => attach,

@@ -8,11 +8,11 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use hyper::http::request::Parts;
@@ -27,6 +27,10 @@ use crate::emulator::registrar::{Expected, Registrar};
 use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 use crate::message::excerpt;
+
+/// Most bytes of a body that are read in vain, and for how long.
+const MAX_DISCARDED: usize = 64 * 1024 * 1024;
+const DISCARDING: Duration = Duration::from_secs(2);
 
 /// A request's body that has not been read.
 pub(super) type RequestBody = UnsyncBoxBody<Bytes, hyper::Error>;
@@ -185,7 +189,14 @@ impl HttpCall {
         })
     }
 
-    /// Whether the request has a body that was not read. If so, the connection cannot serve another request.
+    /// Reads a body that no route has read. Returns false if there is more of it: then the connection cannot serve another
+    /// request.
+    pub(super) async fn discard_body(&mut self) -> bool {
+        let Some(body) = self.body.take() else { return true };
+        tokio::time::timeout(DISCARDING, discard(body)).await.is_ok_and(|whole| whole)
+    }
+
+    /// Whether the request has a body that was not read.
     pub(super) fn has_unread_body(&self) -> bool {
         self.body.is_some()
     }
@@ -199,13 +210,12 @@ impl HttpCall {
     /// Not cancel safe: the bytes that were read are lost.
     pub(super) async fn body(&mut self, limit: usize) -> Result<Bytes, HttpRefusal> {
         let Some(body) = self.body.take() else { return Ok(Bytes::new()) };
-        match tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, limit).collect()).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+        match tokio::time::timeout(ARRIVAL_TIMEOUT, read(body, limit)).await {
+            Ok(Ok(read)) if !read.is_longer => Ok(read.kept),
+            Ok(Ok(read)) => {
                 let sentence = format!("the body has more than {limit} bytes");
-                Err(reply::error(StatusCode::PAYLOAD_TOO_LARGE, "MessageTooLarge", &sentence)
-                    .closing()
-                    .into())
+                let reply = reply::error(StatusCode::PAYLOAD_TOO_LARGE, "MessageTooLarge", &sentence);
+                Err(if read.is_whole { reply } else { reply.closing() }.into())
             }
             Ok(Err(error)) => {
                 Err(reply::bad_argument(&format!("the body is incomplete: {error}")).closing().into())
@@ -247,4 +257,39 @@ impl HttpCall {
             _ => Err(reply::bad_argument("the query has no api-version, such as 2021-04-12").into()),
         }
     }
+}
+/// What was read of a body.
+struct ReadBody {
+    /// At most as many bytes as were asked for.
+    kept: Bytes,
+    /// Whether there were more.
+    is_longer: bool,
+    /// Whether all of it has come, so that the connection can serve another request.
+    is_whole: bool,
+}
+
+/// Reads a body. What is beyond `limit` is read for a while, and not kept: many clients see the answer only after they
+/// have sent the body.
+async fn read(mut body: RequestBody, limit: usize) -> Result<ReadBody, hyper::Error> {
+    let mut kept = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if kept.len() + data.len() > limit {
+            let is_whole = tokio::time::timeout(DISCARDING, discard(body)).await.is_ok_and(|whole| whole);
+            return Ok(ReadBody { kept: kept.freeze(), is_longer: true, is_whole });
+        }
+        kept.extend_from_slice(&data);
+    }
+    Ok(ReadBody { kept: kept.freeze(), is_longer: false, is_whole: true })
+}
+
+/// Reads a body to its end, and returns whether there was one.
+async fn discard(mut body: RequestBody) -> bool {
+    let mut left = MAX_DISCARDED;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
+        let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) else { return false };
+        left = rest;
+    }
+    true
 }

@@ -29,6 +29,7 @@ const BATCH: &str = "application/vnd.microsoft.iothub.json";
 
 /// One message of a batch. Its properties have the names of headers.
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object with \"body\"")]
 struct BatchEntry {
     body: String,
     #[serde(rename = "base64Encoded", default = "yes")]
@@ -98,7 +99,10 @@ fn event(entry: serde_json::Value) -> Result<(Properties, Bytes), String> {
     let mut named = Properties::default();
     for (header, value) in properties {
         let name = name_of(&header);
-        named.set(name.ok_or_else(|| format!("it has a property \"{}\"", excerpt(&header)))?, value);
+        let unknown = || {
+            format!("it has a property \"{0}\": write iothub-app-{0} for one of your own", excerpt(&header))
+        };
+        named.set(name.ok_or_else(unknown)?, value);
     }
     Ok((named, body.into()))
 }

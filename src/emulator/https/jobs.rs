@@ -34,9 +34,13 @@ const MAX_EXECUTION: u64 = 3_600;
 const STATUSES: [&str; 8] =
     ["unknown", "enqueued", "running", "completed", "failed", "cancelled", "scheduled", "queued"];
 
+/// The types of jobs. Source: `JobRequest` of the Python SDK.
+const METHOD: &str = "scheduleDeviceMethod";
+const TYPES: [&str; 2] = [METHOD, "scheduleUpdateTwin"];
+
 /// A job as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object with \"type\" and \"queryCondition\"")]
 struct JobBody {
     job_id: Option<Value>,
     #[serde(rename = "type")]
@@ -135,6 +139,10 @@ fn order(id: &str, sent: JobBody) -> Result<JobOrder, String> {
     if own.is_some_and(|own| own != id) {
         return Err("the jobId in the body is not the one in the path".to_owned());
     }
+    let kind = sent.kind.as_deref().unwrap_or_default();
+    if !TYPES.contains(&kind) {
+        return Err(format!("the type is \"{}\", but must be {}", excerpt(kind), TYPES.join(" or ")));
+    }
     let condition = sent.query_condition.filter(|condition| !condition.trim().is_empty());
     let condition = condition.ok_or("the job has no queryCondition: give one, or * for all devices")?;
     let start = match sent.start_time.as_deref().filter(|text| !text.is_empty()) {
@@ -146,24 +154,18 @@ fn order(id: &str, sent: JobBody) -> Result<JobOrder, String> {
             )
         })?),
     };
-    let (action, raw) = match sent.kind.as_deref() {
-        Some("scheduleDeviceMethod") => {
+    let (action, raw) = match kind {
+        METHOD => {
             let raw = sent.cloud_to_device_method.ok_or("the job has no cloudToDeviceMethod")?;
             (method(raw.get())?, raw)
         }
-        Some("scheduleUpdateTwin") => {
+        _ => {
             let raw = sent.update_twin.ok_or("the job has no updateTwin")?;
             let (tags, desired) = twins::patch_for_all(raw.get())?;
             // A patch that no empty twin takes would fail at each device.
             Hub::check_twin(&TwinWrite::Patch { tags: tags.clone(), desired: desired.clone() })
                 .map_err(|error| error.to_string())?;
             (JobAction::Twin { tags, desired }, raw)
-        }
-        other => {
-            let shown = excerpt(other.unwrap_or_default());
-            return Err(format!(
-                "the type is \"{shown}\", but must be scheduleDeviceMethod or scheduleUpdateTwin"
-            ));
         }
     };
     let seconds = sent.max_execution_time_in_seconds.filter(|seconds| *seconds > 0).unwrap_or(MAX_EXECUTION);

@@ -27,6 +27,7 @@ const MAX_BODY: usize = 128 * 1024;
 const SLICE: usize = 16;
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object with \"query\"")]
 struct QueryBody {
     query: String,
 }

@@ -26,7 +26,7 @@ pub(super) async fn answer(mut call: HttpCall) -> HttpReply {
     } else {
         route(&mut call).await.unwrap_or_else(HttpReply::from)
     };
-    if call.has_unread_body() { reply.closing() } else { reply }
+    if call.discard_body().await { reply } else { reply.closing() }
 }
 
 /// The rights of back ends.

@@ -33,6 +33,9 @@ pub(super) enum WireError {
     /// The bytes are not MQTT 3.1.1, or a client may not send this packet.
     #[error("the device sent a malformed packet: {0}")]
     Malformed(String),
+    /// A packet is larger than the hub takes.
+    #[error("the device sent a packet of more than {MAX_PACKET} bytes, the most that a hub takes: {0}")]
+    TooLarge(usize),
     /// The CONNECT has another version: its level, or 0 if the protocol name is wrong.
     #[error("the device speaks protocol level {0}, not MQTT 3.1.1 (level 4)")]
     ProtocolLevel(u8),
@@ -120,6 +123,7 @@ fn decode(bytes: &mut BytesMut) -> Result<Option<Packet>, WireError> {
     let header = match mqttbytes::check(bytes.iter(), MAX_PACKET) {
         Ok(header) => header,
         Err(Error::InsufficientBytes(_)) => return Ok(None),
+        Err(Error::PayloadSizeLimitExceeded(size)) => return Err(WireError::TooLarge(size)),
         Err(error) => return Err(malformed(&error)),
     };
     if kind == 1 {
@@ -215,10 +219,10 @@ mod tests {
     #[test]
     fn a_packet_that_is_too_large_is_refused_at_its_header() {
         let mut bytes = BytesMut::from(&b"\x30\xff\xff\xff\x7f"[..]);
-        assert!(matches!(decode(&mut bytes), Err(WireError::Malformed(_))));
+        assert!(matches!(decode(&mut bytes), Err(WireError::TooLarge(_))));
         // 256 KiB and one byte.
         let mut bytes = BytesMut::from(&b"\x30\x81\x80\x10"[..]);
-        assert!(matches!(decode(&mut bytes), Err(WireError::Malformed(_))));
+        assert!(matches!(decode(&mut bytes), Err(WireError::TooLarge(_))));
     }
 
     #[test]

@@ -379,7 +379,7 @@ impl<'q> Parser<'q> {
 
     /// Reads something that can contain itself.
     fn deeper<T>(&mut self, inner: impl FnOnce(&mut Self) -> Result<T, QueryError>) -> Result<T, QueryError> {
-        if self.nesting >= MAX_NESTING {
+        if self.nesting > MAX_NESTING {
             let problem = format!("the condition is nested more than {MAX_NESTING} levels deep: simplify it");
             return Err(self.fault(self.at(), problem));
         }

@@ -294,8 +294,7 @@ fn nesting_has_a_limit_in_every_form() {
         format!("{}true{}", open.repeat(levels), close.repeat(levels))
     };
     for (open, close) in [("(", ")"), ("NOT ", ""), ("-", ""), ("IS_BOOL(", ")"), ("1 = (", ")")] {
-        // The condition itself is the first level.
-        let most = MAX_NESTING - 1;
+        let most = MAX_NESTING;
         let deepest = with(&nested(open, close, most)).expect(open);
         drop(deepest.row(Value::Null));
         for levels in [most + 1, 800] {

@@ -13,12 +13,20 @@ use crate::trust;
 /// The file with the certificate authority.
 pub(in crate::emulator) const AUTHORITY: &str = "ca.pem";
 
+/// What to do about a file that cannot be used.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on that disk",
+        _ => "give a directory of your own with --state-dir",
+    }
+}
+
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateDirError {
     /// A file or directory cannot be read or written.
-    #[error("cannot {verb} {path}: {reason}; give a directory of your own with --state-dir", path = .path.display())]
+    #[error("cannot {verb} {path}: {reason}; {}", remedy(.reason), path = .path.display())]
     Io {
         /// The operation that failed.
         verb: &'static str,

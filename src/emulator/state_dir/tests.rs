@@ -396,3 +396,27 @@ fn well_known_keys_end_with_the_emulator_that_was_asked_for_them() {
     let service = |text: &str| text.lines().find(|line| line.contains("KeyName=service")).map(str::to_owned);
     assert_eq!(service(&strings()), service(&before));
 }
+
+#[test]
+fn a_device_whose_files_cannot_be_written_is_stored_as_before() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let root = dir.path();
+    let mut state = open(root, &["dev1"], &[]);
+    let device =
+        |id: &str| Device { id: id.into(), credential: DeviceCredential::Keys(make_keys().expect("keys")) };
+    let known = device("known");
+    state.register(&known, &new_record().expect("a record")).expect("stored");
+    let before = text(root, "devices/known.connection-string");
+    for id in ["known", "new"] {
+        // A directory has the name under which the new file is begun.
+        fs::create_dir(root.join(format!("devices/{id}.connection-string.new"))).expect("made");
+        state.register(&device(id), &new_record().expect("a record")).expect_err("cannot be written");
+    }
+    assert_eq!(text(root, "devices/known.connection-string"), before);
+    assert!(!root.join("devices/new.connection-string").exists());
+    drop(state);
+    let state = open(root, &["dev1"], &[]);
+    let ids: Vec<_> = state.devices().iter().map(|(device, _)| device.id.as_str()).collect();
+    assert_eq!(ids, ["dev1", "known"]);
+    assert_eq!(text(root, "devices/known.connection-string"), before);
+}

@@ -136,16 +136,16 @@ async fn a_connection_is_cut_at_a_message_an_outcome_or_an_event() {
 }
 
 #[tokio::test]
-async fn a_token_that_expires_early_ends_the_session_with_the_reason() {
+async fn a_token_that_expires_early_cuts_the_connection_of_a_device() {
     let hub = hub();
     let mut client = signed_in(&hub).await;
     let mut link = client.receiver(DEVICEBOUND).await.expect("a link");
     set(&hub, Fault::ExpireToken);
     link.recv::<Body<Value>>().await.expect_err("ended");
     used_up(&hub).await;
-    let ended = client.session.on_end().await.expect_err("with a reason");
-    let fe2o3_amqp::session::Error::RemoteEndedWithError(error) = ended else { panic!("{ended:?}") };
-    assert_eq!(condition(&error), "amqp:unauthorized-access");
+    // With a reason, the Node SDK would not connect again.
+    let ended = client.session.on_end().await;
+    assert!(!matches!(ended, Err(fe2o3_amqp::session::Error::RemoteEndedWithError(_))), "{ended:?}");
     let mut client = signed_in(&hub).await;
     client.receiver(DEVICEBOUND).await.expect("the next token is good");
 }

@@ -30,7 +30,7 @@ const MAX_BODY: usize = 1024 * 1024 - 1;
 
 /// One change as a back end sends it. Other fields are ignored.
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object with \"id\" and \"importMode\"")]
 struct BulkEntry {
     id: Option<String>,
     module_id: Option<String>,
