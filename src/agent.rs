@@ -33,6 +33,7 @@ use crate::metrics::Scrape;
 use crate::session::Event;
 
 mod alone;
+mod assigning;
 mod board;
 pub(crate) mod control;
 mod desk;
@@ -57,6 +58,7 @@ mod tally;
 mod twin;
 mod watch;
 
+use assigning::{Assigning, Reassigned};
 use control::ControlRequest;
 use desk::Desk;
 pub use error::AgentError;
@@ -136,6 +138,7 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
         leftovers,
         requests: Requests::default(),
         reader: ConfigReader::new(reload, clock),
+        assigning: Assigning::new(clock),
         twin,
     };
     let result = agent.dispatch(shutdown).await;
@@ -149,6 +152,7 @@ struct Agent {
     leftovers: Leftovers,
     requests: Requests,
     reader: ConfigReader,
+    assigning: Assigning,
     twin: TwinRulesState,
 }
 
@@ -163,6 +167,7 @@ enum Happening {
     PinSwitched,
     PinMoved,
     Reload(ReloadProgress),
+    Assigned(Box<Reassigned>),
     Twin(TwinVerdict),
     Time,
 }
@@ -184,8 +189,8 @@ impl Agent {
         mut stop: impl Future<Output = ()> + Unpin,
     ) -> Result<ControlFlow<()>, AgentError> {
         let wake = self.wake();
-        let Self { desk, leftovers, requests, reader, twin } = self;
-        let Desk { in_hand, sessions, inbox, machine, pins_noted, reports, watch, .. } = desk;
+        let Self { desk, leftovers, requests, reader, assigning, twin } = self;
+        let Desk { rules, in_hand, sessions, inbox, machine, pins_noted, reports, watch, .. } = desk;
         let (take, stopping) = (in_hand.has_room(), in_hand.stopping);
         // The order of the arms matters: what ends work comes before what brings new work.
         let happening = tokio::select! {
@@ -198,7 +203,7 @@ impl Agent {
             scrape = watch.scraper.next() => Happening::Scrape(scrape),
             () = machine.actions.switched(), if *pins_noted != PinsNoted::Again => Happening::PinSwitched,
             () = machine.actions.moved(), if reports.has_twin() => Happening::PinMoved,
-            change = next_change(reader, twin), if !stopping => change,
+            change = next_change(reader, assigning, twin, rules.config()), if !stopping => change,
             () = sleep_until(wake) => Happening::Time,
         };
         act::refuse_late(desk);
@@ -207,7 +212,7 @@ impl Agent {
             Happening::News(news) => recorded::reported(desk, requests, news),
             Happening::Ran(done) => act::done(desk, done),
             Happening::Session(role, event) => {
-                hub_events::happened(desk, twin, reader.is_reading(), role, event)?;
+                hub_events::happened(desk, twin, reader.is_reading(), assigning, role, event)?;
             }
             // If the client has gone, it needs no answer.
             Happening::Request(ControlRequest::Status(answer)) => drop(answer.send(desk.status(twin.told()))),
@@ -222,6 +227,7 @@ impl Agent {
             }
             Happening::PinMoved => desk.reports.look_again(),
             Happening::Reload(progress) => reload::progressed(desk, twin, progress),
+            Happening::Assigned(reassigned) => assigning::moved(desk, *reassigned),
             Happening::Twin(verdict) => twin::judged(desk, twin, verdict),
             Happening::Time => self.time_passed(),
         }
@@ -295,12 +301,20 @@ impl Agent {
     }
 }
 
-/// Another configuration, or other rules of the twin. Only one of them is handled at a time.
-async fn next_change(reader: &mut ConfigReader, twin: &mut TwinRulesState) -> Happening {
+/// Another configuration, another hub, or other rules of the twin. Only one of them is handled at a time.
+async fn next_change(
+    reader: &mut ConfigReader,
+    assigning: &mut Assigning,
+    twin: &mut TwinRulesState,
+    config: &Config,
+) -> Happening {
     if twin.is_judging() {
         return Happening::Twin(twin.next().await);
     }
-    Happening::Reload(reader.next(twin.kept()).await)
+    if assigning.is_busy() && !reader.is_reading() {
+        return Happening::Assigned(Box::new(assigning.next(config).await));
+    }
+    Happening::Reload(reader.next(twin.kept(), config.provisioning.as_ref()).await)
 }
 
 /// Waits for a point in time. If there is none, it waits for ever.

@@ -39,6 +39,7 @@ mod logging;
 #[cfg(feature = "manual")]
 mod manual;
 mod panic;
+mod provision;
 mod reach;
 mod run;
 #[cfg(any(feature = "full", feature = "manual"))]
@@ -106,6 +107,7 @@ enum Command {
     Check(check::CheckArgs),
     Inbox(inbox::InboxArgs),
     Status(status::StatusArgs),
+    Provision(provision::ProvisionArgs),
     #[cfg(feature = "full")]
     Doctor(doctor::DoctorArgs),
     Healthcheck(healthcheck::HealthcheckArgs),
@@ -230,6 +232,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Inbox(args) => inbox::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Provision(args) => provision::run(&args),
         #[cfg(feature = "full")]
         Command::Doctor(args) => doctor::run(&args),
         Command::Healthcheck(args) => healthcheck::run(&args),

@@ -31,6 +31,7 @@ mod merge;
 mod metrics;
 mod pin_names;
 mod policy;
+mod provisioning;
 #[cfg(any(feature = "full", feature = "manual"))]
 pub(crate) mod reference;
 mod report;
@@ -39,6 +40,7 @@ mod rule_tests;
 mod rule_texts;
 #[cfg(any(feature = "full", feature = "manual"))]
 pub(crate) mod schema;
+mod secret_files;
 mod settings;
 mod shells;
 mod sources;
@@ -52,6 +54,7 @@ mod with_twin;
 
 pub use identities::Identities;
 pub(crate) use inbox::RECORD_BYTES;
+pub use provisioning::Provisioning;
 pub use report::Report;
 pub(crate) use report::counted;
 pub use rule::TwinRule;
@@ -64,6 +67,7 @@ pub use twin_rules::{TwinRules, version_of};
 pub use with_twin::{Remote, Texts, TwinPart, inspect_with, load_with};
 
 const DEVICE: Key<Form> = table("device");
+const PROVISIONING: Key<Form> = table("provisioning");
 const INBOX: Key<Form> = table("inbox");
 const METRICS: Key<Form> = table("metrics");
 const REPORT: Key<Form> = table("report");
@@ -84,6 +88,8 @@ const fn table(name: &'static str) -> Key<Form> {
 pub struct Config {
     /// Who signs in.
     pub identities: Identities,
+    /// How the device is enrolled, if it is.
+    pub provisioning: Option<Provisioning>,
     /// A private root for the device, trusted in addition to the system's.
     pub ca_file: Option<PathBuf>,
     /// How long a SAS token is valid.
@@ -118,11 +124,29 @@ pub struct Config {
     pub warnings: Report,
 }
 
+impl Config {
+    /// The device is enrolled like this now.
+    pub fn enrol(&mut self, provisioning: Provisioning) {
+        self.identities = self.identities.clone().with_device(provisioning.identity(self.transport));
+        self.provisioning = Some(provisioning);
+    }
+
+    /// Keeps the assignment of the configuration in force, unless the device is another one or the file has a newer one.
+    pub fn keep_assignment(&mut self, present: Option<&Provisioning>) {
+        if let Some(mut provisioning) = self.provisioning.clone() {
+            provisioning.or_present(present);
+            self.enrol(provisioning);
+        }
+    }
+}
+
 /// A configuration as far as it could be read, for `check` and `doctor`. A part with a problem is absent.
 #[derive(Debug)]
 pub struct Inspection {
     /// The device that signs in.
     pub identity: Option<DeviceIdentity>,
+    /// How the device is enrolled, if it is.
+    pub provisioning: Option<Provisioning>,
     /// The module that signs in.
     pub module: Option<ModuleEnvironment>,
     /// The first problem with the device that signs in, or with the lack of one; none without a problem.
@@ -221,9 +245,29 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let module_problem = report.problem_after(problems);
     let is_module = module.is_some() || module_problem.is_some();
     let problems = report.problems();
-    let device = device::read(root.take(&DEVICE), directory, env, is_module, &mut report);
+    let places = secret_files::Places::new(directory, env);
+    let provisioning = root.take(&PROVISIONING);
+    let is_enrolled = provisioning::is_wanted(provisioning.as_ref(), env);
+    let enrolled_at = provisioning.as_ref().map(|field| field.key_place.clone());
+    let elsewhere = match (is_enrolled, is_module) {
+        (true, _) => Some(device::Elsewhere::Provisioning),
+        (false, true) => Some(device::Elsewhere::Module),
+        (false, false) => None,
+    };
+    let (enrolment, secret_file) = provisioning::read(provisioning, &places, env, &mut report).unzip();
+    let device = device::read(root.take(&DEVICE), &places, env, elsewhere, &mut report);
+    if is_enrolled && device.identity.is_some() {
+        let message =
+            "the device is named twice, by [provisioning] and by [device] or the environment: keep one";
+        report.problem(enrolled_at, message);
+    }
     let identity_problem = report.problem_after(problems);
     let inbox = inbox::read(root.take(&INBOX), directory, &mut report);
+    let provisioning = enrolment.zip(inbox.as_ref());
+    let provisioning =
+        provisioning.map(|(enrolment, inbox)| Provisioning::kept(enrolment, &inbox.path, &mut report));
+    let enrolled = provisioning.as_ref().map(|provisioning| provisioning.identity(device.transport));
+    let identity = device.identity.or(enrolled);
     let metrics = metrics::read(root.take(&METRICS), &mut report);
     let unmatched = policy::read_unmatched(root.take(&policy::UNMATCHED), &mut report);
     let RulePart { max_children, gpio, twin, reports, rules, twin_rules } =
@@ -240,11 +284,12 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     }
     report.sort();
     Inspection {
-        identity: device.identity,
+        identity,
+        provisioning,
         module,
         identity_problem,
         module_problem,
-        secret_file: device.secret_file,
+        secret_file: device.secret_file.or(secret_file.flatten()),
         ca_file: device.ca_file,
         token_lifetime: device.token_lifetime,
         transport: device.transport,
@@ -329,6 +374,7 @@ impl Inspection {
         match (self.identities(), self.rules, self.inbox) {
             (Some(identities), Some(rules), Some(inbox)) if self.report.problems() == 0 => Ok(Config {
                 identities,
+                provisioning: self.provisioning,
                 ca_file: self.ca_file,
                 token_lifetime: self.token_lifetime,
                 transport: self.transport,
@@ -353,6 +399,7 @@ impl Inspection {
     fn unreadable(files: Vec<PathBuf>, replaced: Vec<String>, report: Report) -> Self {
         Self {
             identity: None,
+            provisioning: None,
             module: None,
             identity_problem: None,
             module_problem: None,

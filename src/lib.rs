@@ -24,6 +24,7 @@
 //! | | `amqp_frames` | the guard of every AMQP connection: what the AMQP crate may decode |
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
 //! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
+//! | | [`provisioning`] | a device's enrolment through the Device Provisioning Service: what is asked and answered |
 //! | | `trust` | who can change a file, and how to make a file that no other user can change |
 //! | | `features` | the parts that a smaller build lacks |
 //!
@@ -76,6 +77,7 @@ pub mod message;
 mod metrics;
 pub mod outcome;
 mod processes;
+pub mod provisioning;
 pub mod rules;
 #[cfg(feature = "full")]
 pub mod service;

@@ -34,6 +34,7 @@ mod confirmations;
 mod connection;
 mod delivery;
 mod dial;
+mod enrol;
 mod event;
 mod failure;
 mod gate;
@@ -43,6 +44,7 @@ mod mqtt;
 mod probe;
 mod proof;
 mod publish;
+mod registrations;
 mod signin;
 mod terms;
 mod transports;
@@ -54,6 +56,8 @@ mod tests;
 use arrivals::Arrived;
 use confirmations::Confirmations;
 pub(crate) use delivery::{Delivery, Receipt};
+#[allow(unused_imports)] // Only the doctor uses the error, which needs the feature `full`.
+pub(crate) use enrol::{EnrolError, EnrolSettings, enrol};
 pub(crate) use event::{Event, SessionError};
 pub(crate) use gate::Settlement;
 #[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
@@ -62,7 +66,7 @@ use publish::Publisher;
 #[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
 pub(crate) use signin::EARLIEST_PLAUSIBLE;
 #[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
-pub(crate) use terms::{Settings, Terms, standard_port};
+pub(crate) use terms::{HubSource, Settings, Terms, standard_port};
 pub(crate) use upstream::{PublishError, Upstream};
 
 /// Changes of the connection that the agent has not seen yet. The agent looks at them first.

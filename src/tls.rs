@@ -15,8 +15,10 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::trust;
 
+mod common_name;
 mod witness;
 
+pub use common_name::common_name;
 pub use witness::{Judgement, Witness};
 
 /// The certificate and key that a device signs in with, both PEM files.

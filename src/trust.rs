@@ -332,6 +332,19 @@ pub(crate) fn replace_soon(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_after(path, content, |_| Ok(()))
 }
 
+/// As [`replace`]; the file belongs to `owner`, if one is given.
+///
+/// # Errors
+/// As [`replace`]; only root can give a file to another user.
+pub(crate) fn replace_as(path: &Path, content: &[u8], owner: Option<u32>) -> io::Result<()> {
+    replace_after(path, content, |file| {
+        if let Some(owner) = owner {
+            std::os::unix::fs::fchown(file, Some(owner), None)?;
+        }
+        file.sync_all()
+    })
+}
+
 fn replace_after(
     path: &Path,
     content: &[u8],

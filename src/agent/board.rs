@@ -6,13 +6,16 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use crate::config::{Config, Identities};
+use crate::config::{Config, Identities, Provisioning};
 use crate::inbox::Counts;
 use crate::outcome::DesiredReport;
+use crate::provisioning::Enrolment;
 
 use super::message::in_hand::{InHand, Stage};
 use super::sessions::Role;
-use super::status::{ActionCounts, ConnectionState, ConnectionStatus, InboxStatus, ModuleStatus, Status};
+use super::status::{
+    ActionCounts, ConnectionState, ConnectionStatus, InboxStatus, ModuleStatus, ProvisioningStatus, Status,
+};
 
 /// What is known right now.
 #[derive(Debug)]
@@ -132,6 +135,7 @@ impl Board {
             device_id: first.device_id.clone(),
             module_id: first.module_id.clone(),
             hub: first.hub.to_string(),
+            provisioning: config.provisioning.as_ref().map(provisioning),
             started: self.started,
             configured: Some(self.configured),
             refused_reload: self.refused_reload,
@@ -150,6 +154,13 @@ impl Board {
             pins,
         }
     }
+}
+
+fn provisioning(provisioning: &Provisioning) -> ProvisioningStatus {
+    let Enrolment { endpoint, id_scope, registration_id, .. } = &provisioning.enrolment;
+    let (id_scope, registration_id) = (id_scope.clone(), registration_id.clone());
+    let assigned = provisioning.assigned_at();
+    ProvisioningStatus { service: endpoint.to_string(), id_scope, registration_id, assigned }
 }
 
 /// How many actions run and wait.

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::inbox::{Number, Op};
 use crate::session::Event;
 
+use super::assigning::Assigning;
 use super::desk::Desk;
 use super::error::AgentError;
 use super::message::arrive;
@@ -15,7 +16,7 @@ use super::report::AgentEvent;
 use super::sessions::{PublishId, Role, Sessions};
 use super::twin::{self, TwinRulesState};
 
-/// Handles what a session reports. `reading`: whether a reload is being read.
+/// Handles what a session reports. `reading`: whether a reload is being read. `assigning` keeps an assignment.
 ///
 /// # Errors
 /// The session has ended by itself, so the agent ends.
@@ -23,6 +24,7 @@ pub(super) fn happened(
     desk: &mut Desk,
     twin: &mut TwinRulesState,
     reading: bool,
+    assigning: &mut Assigning,
     role: Role,
     event: Event,
 ) -> Result<(), AgentError> {
@@ -57,6 +59,7 @@ pub(super) fn happened(
                 view.renewed(renewal, expiry);
             }
         }
+        Event::Assigned(assignment) => assigning.assigned(*assignment),
         Event::Disconnected { reason } => {
             if let Some(view) = desk.watch.board.connection(role) {
                 view.disconnected(now, &reason);

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::inbox::{Number, Op, Opened, Record, Settled, State, Unfinished, from_millis};
-use crate::message::format_time;
+use crate::message::{Source, format_time};
 
 use super::desk::Desk;
 use super::message::in_hand::HeldMessage;
@@ -27,6 +27,7 @@ use super::message::life::Since;
 use super::message::reason::PassedOver;
 use super::message::{act, arrive, calls, end};
 use super::report;
+use super::sessions::Role;
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
 const LONGEST_LIFE: Duration = Duration::from_secs(2 * 24 * 3600);
@@ -99,6 +100,31 @@ pub(super) fn look_at_held(desk: &mut Desk) {
         end_record(desk, &record, &PassedOver::Expired { expiry, now });
     }
     desk.in_hand.held_look = (!desk.in_hand.held.is_empty()).then(|| Instant::now() + HELD_LOOK);
+}
+
+/// The device has another hub, and the one before does not send again what it still has. So only the inbox has these
+/// messages now, and they are finished from there.
+pub(super) fn leave_hub(desk: &mut Desk) {
+    let held = desk.in_hand.held.iter().filter(|(_, held)| held.role == Role::Device);
+    let mut numbers: Vec<Number> = held.map(|(number, _)| *number).collect();
+    for id in desk.in_hand.not_begun().into_iter().chain(desk.in_hand.begun()) {
+        let Some(entry) = desk.in_hand.get(id) else { continue };
+        if entry.message.source() == Source::C2d && entry.settled == Settled::AfterAction {
+            entry.settled = Settled::OnAccept;
+            numbers.extend(entry.number);
+        }
+    }
+    if !numbers.is_empty() {
+        tracing::info!(messages = numbers.len(), "what the hub before had is finished from the inbox");
+    }
+    numbers.into_iter().for_each(|number| desk.inbox.submit(Op::OnlyHere(number)));
+}
+
+/// The inbox has recorded that no hub sends this message again.
+pub(super) fn only_here(desk: &mut Desk, unfinished: Unfinished) {
+    if !desk.in_hand.stopping && desk.in_hand.held.remove(&unfinished.record.number).is_some() {
+        resume(desk, unfinished);
+    }
 }
 
 /// Records that an action was interrupted, or never began.

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::config::{Config, Remote, Report, TwinPart, TwinRules};
+use crate::config::{Config, Provisioning, Remote, Report, TwinPart, TwinRules};
 
 use super::desk::Desk;
 use super::new_rules;
@@ -69,8 +69,9 @@ impl ConfigReader {
         self.under_way.is_some()
     }
 
-    /// Waits for a request, and then for what was read, together with the `kept` rules of the twin. Cancel safe.
-    pub(super) async fn next(&mut self, kept: &TwinRules) -> ReloadProgress {
+    /// Waits for a request, and then for what was read, together with the `kept` rules of the twin and the `present`
+    /// assignment. Cancel safe.
+    pub(super) async fn next(&mut self, kept: &TwinRules, present: Option<&Provisioning>) -> ReloadProgress {
         let Some(Reload { wishes, read }) = &mut self.reload else { return std::future::pending().await };
         if let Some((task, deadline)) = &mut self.under_way {
             let read = match tokio::time::timeout_at(*deadline, task).await {
@@ -87,8 +88,10 @@ impl ConfigReader {
         match wishes.recv().await {
             Some(()) => {
                 let (read, clock, kept) = (Arc::clone(read), self.clock, kept.clone());
-                let task =
-                    tokio::task::spawn_blocking(move || read_anew(|| read(Remote::Given(&kept)), clock));
+                let present = present.cloned();
+                let task = tokio::task::spawn_blocking(move || {
+                    read_anew(|| read(Remote::Given(&kept)), present.as_ref(), clock)
+                });
                 self.under_way = Some((task, Instant::now() + READ_LIMIT));
                 ReloadProgress::Begun
             }
@@ -99,9 +102,11 @@ impl ConfigReader {
 
 fn read_anew(
     read: impl FnOnce() -> Result<(Config, TwinPart), Report>,
+    present: Option<&Provisioning>,
     clock: fn() -> SystemTime,
 ) -> ReadAnew {
-    let (config, part) = read().map_err(|report| report.problem_lines().collect::<Vec<_>>())?;
+    let (mut config, part) = read().map_err(|report| report.problem_lines().collect::<Vec<_>>())?;
+    config.keep_assignment(present);
     let terms = RoleTerms::read(&config, clock).map_err(|error| vec![error.to_string()])?;
     Ok((config, part, terms))
 }
@@ -200,14 +205,16 @@ mod tests {
         let mut reader =
             ConfigReader::new(Some(Reload { wishes, read: Arc::new(read) }), || SystemTime::UNIX_EPOCH);
         wish.send(()).await.unwrap();
-        assert!(matches!(reader.next(&none).await, ReloadProgress::Begun));
+        assert!(matches!(reader.next(&none, None).await, ReloadProgress::Begun));
         // The loop has other things to do each second, and calls `next` again.
         for _ in 0..9 {
-            assert!(reader.next(&none).now_or_never().is_none());
+            assert!(reader.next(&none, None).now_or_never().is_none());
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         tokio::time::advance(Duration::from_millis(1001)).await;
-        let Some(progress) = reader.next(&none).now_or_never() else { panic!("it is waited for still") };
+        let Some(progress) = reader.next(&none, None).now_or_never() else {
+            panic!("it is waited for still")
+        };
         let ReloadProgress::Read(read) = progress else { panic!("nothing was read") };
         let reasons = read.err().unwrap();
         assert_eq!(reasons, ["the configuration could not be read within 10 s: its disk hangs"]);

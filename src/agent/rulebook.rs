@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::config::Config;
+use crate::config::{Config, Provisioning};
 use crate::message::C2dMessage;
 use crate::outcome::{OutcomeReport, twin_key};
 use crate::rules::{OnFailure, Policy, ReportTo, Rule};
@@ -49,6 +49,11 @@ impl Rulebook {
 
     pub(super) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The device has another hub.
+    pub(super) fn reassign(&mut self, provisioning: Provisioning) {
+        self.config.enrol(provisioning);
     }
 
     /// The facts of a rule, if there is one of this name.

@@ -150,6 +150,13 @@ fn of_connection(status: &Status, board: &Board) -> Vec<Metric> {
             Figures::Counter(vec![(Labels::new(), status.connection.reconnects)]),
         ),
     ];
+    metrics.extend(status.provisioning.as_ref().map(|enrolled| {
+        plain(
+            "assigned",
+            "Whether the provisioning service has assigned a hub (1).",
+            one(is(enrolled.assigned.is_some())),
+        )
+    }));
     metrics.extend(status.module.as_ref().map(|module| {
         plain(
             "module_connected",
@@ -161,6 +168,11 @@ fn of_connection(status: &Status, board: &Board) -> Vec<Metric> {
         ("token_expiry_timestamp", "When the SAS token of the last sign-in expires.", board.token_expiry()),
         ("token_renewal_timestamp", "When the SAS token is renewed next.", status.next_token_renewal),
         ("last_message_timestamp", "When the last message arrived.", status.last_message_received),
+        (
+            "assignment_timestamp",
+            "When the provisioning service assigned the hub.",
+            status.provisioning.as_ref().and_then(|enrolled| enrolled.assigned),
+        ),
     ];
     metrics.extend(times.into_iter().filter_map(|(name, help, at)| Some(time(name, help, at?))));
     metrics

@@ -5,10 +5,10 @@
 
 use std::time::SystemTime;
 
-use crate::config::{Config, Identities};
+use crate::config::{Config, Identities, Provisioning};
 use crate::credentials::{Route, Transport};
 use crate::message::Source;
-use crate::session::{self, Delivery, Event, Session, Settlement, Upstream};
+use crate::session::{self, Delivery, Event, HubSource, Session, Settlement, Upstream};
 use crate::tls::TlsError;
 
 /// Bag key of the output through which a module sends; routes of the gateway begin there. Source: wire reference 1.5,
@@ -190,6 +190,7 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
     let twin = speaks && writes_twin(config);
     Some(session::Settings {
         identity: identity.clone(),
+        hub_source: hub_source(config, role),
         transport,
         ca_file: ca_file.clone(),
         token_lifetime: config.token_lifetime,
@@ -202,6 +203,14 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
         // If there are two sessions and one cannot connect, that must not end the other.
         alone: !matches!(config.identities, Identities::Both(_)),
     })
+}
+
+fn hub_source(config: &Config, role: Role) -> HubSource {
+    match config.provisioning.as_ref().filter(|_| role == Role::Device) {
+        None => HubSource::Configured,
+        Some(Provisioning { enrolment, assigned: Some(_), .. }) => HubSource::Assigned(enrolment.clone()),
+        Some(Provisioning { enrolment, .. }) => HubSource::Unassigned(enrolment.clone()),
+    }
 }
 
 /// The next event of a session. Without a session it never resolves.

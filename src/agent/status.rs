@@ -22,7 +22,11 @@ pub(crate) struct Status {
     /// Set if a module signs in instead of the device itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) module_id: Option<String>,
+    /// While no hub is assigned, the provisioning service.
     pub(crate) hub: String,
+    /// How the device is enrolled, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) provisioning: Option<ProvisioningStatus>,
     #[serde(with = "rfc3339")]
     pub(crate) started: SystemTime,
     /// When the configuration in force was read.
@@ -50,6 +54,19 @@ pub(crate) struct Status {
     pub(crate) inbox: InboxStatus,
     /// `on` or `off`, by the pin's name.
     pub(crate) pins: BTreeMap<String, String>,
+}
+
+/// The enrolment of a device through the provisioning service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ProvisioningStatus {
+    /// The host of the service.
+    pub(crate) service: String,
+    pub(crate) id_scope: String,
+    pub(crate) registration_id: String,
+    /// When the hub was assigned. None if none is.
+    #[serde(default, with = "optional_rfc3339")]
+    pub(crate) assigned: Option<SystemTime>,
 }
 
 /// A module that signs in beside the device.
@@ -165,6 +182,7 @@ mod tests {
             pid: 4711,
             device_id: "pi-01".into(),
             module_id: None,
+            provisioning: None,
             module: None,
             desired: None,
             twin_rules: 0,

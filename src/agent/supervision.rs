@@ -85,9 +85,12 @@ fn sentence(board: &Board, config: &Config) -> String {
     let peers: Vec<_> =
         peers.map(|identity| format!("{} as {}", identity.dialled(), identity.client_id())).collect();
     let peers = peers.join(" and to ");
+    let is_unassigned = config.provisioning.as_ref().is_some_and(|enrolled| enrolled.assigned.is_none());
     let mut sentence = match (board.is_all_connected(), board.disconnected_because()) {
         (true, _) => format!("connected to {peers}"),
+        (false, Some(reason)) if is_unassigned => format!("not assigned yet, trying again: {reason}"),
         (false, Some(reason)) => format!("not connected, trying again: {reason}"),
+        (false, None) if is_unassigned => format!("not assigned yet: asking {peers}"),
         (false, None) => format!("connecting to {peers}"),
     };
     sentence = format!("{sentence}; {}, {}", counted(rules, "rule"), counted(pins, "pin"));

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::config::{self, Inspection, Remote, Report, TwinPart, TwinRules, counted};
+use crate::config::{self, Inspection, Provisioning, Remote, Report, TwinPart, TwinRules, counted};
 use crate::credentials::{DeviceAuth, DeviceIdentity, Over, Transport};
 use crate::message::C2dMessage;
+use crate::provisioning::Enrolment;
 use crate::rules::{Door, Expectation, Foreseen, OnFailure, Rules, Unmatched};
 
 use super::shown::Output;
@@ -286,10 +287,14 @@ fn twin_lines(twin: &TwinPart, inspection: &Inspection) -> Vec<String> {
 fn verdict(inspection: &Inspection) -> String {
     let rules = counted(inspection.rules.as_ref().map_or(0, Rules::len), "rule");
     let pins = counted(inspection.gpio.pins.len(), "pin");
-    let device = inspection
-        .identity
-        .as_ref()
-        .map_or(String::new(), |identity| format!(", device {} on hub {}", identity.device_id, identity.hub));
+    let device = match (&inspection.provisioning, &inspection.identity) {
+        (Some(Provisioning { enrolment, assigned: None, .. }), _) => {
+            let Enrolment { registration_id, endpoint, .. } = enrolment;
+            format!(", registration {registration_id}, for which {endpoint} has not assigned a hub yet")
+        }
+        (_, Some(identity)) => format!(", device {} on hub {}", identity.device_id, identity.hub),
+        (_, None) => String::new(),
+    };
     let module = inspection.module.as_ref().map_or(String::new(), |module| {
         format!(", module {} by {}", module.identity.client_id(), module.identity.dialled())
     });

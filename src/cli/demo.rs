@@ -191,6 +191,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
         hostname: "localhost".to_owned(),
         gateway_hostname: None,
+        hubs: Vec::new(),
         mqtt_port: 0,
         amqp_port: 0,
         https_port: Some(0),

@@ -36,6 +36,9 @@ const LABEL: usize = "configuration".len() + 2;
 /// bundle, and whether it signs for this deployment. Run it in the module's container: docker exec NAME c2d-agent
 /// doctor. If a device and a module sign in side by side, each has its own checks.
 ///
+/// For a device that is enrolled through the provisioning service it also checks the way to that service. Without an
+/// assignment it asks the service, as the agent would, and keeps nothing.
+///
 /// Permissions are checked for the user who runs doctor. For the agent's user: sudo -u c2d-agent c2d-agent doctor. It
 /// takes at most 30 seconds.
 #[derive(Debug, clap::Args)]
@@ -111,11 +114,14 @@ pub(super) fn run(args: &DoctorArgs) -> Result<Exit, Failure> {
     })
 }
 
+/// The secrets that the unit loads.
+const SECRETS: [&str; 3] = ["device.connection-string", "device.key", "device.key.pem"];
+
 /// The directory from which the unit loads the secrets. Root has no copies by systemd when it runs the doctor by hand,
 /// but it can read the originals.
 fn credentials(config: &Path) -> Option<String> {
     let directory = config.parent()?;
-    let can_open = std::fs::File::open(directory.join("device.connection-string")).is_ok();
+    let can_open = SECRETS.iter().any(|name| std::fs::File::open(directory.join(name)).is_ok());
     directory.to_str().filter(|_| can_open).map(str::to_owned)
 }
 
@@ -254,6 +260,7 @@ fn label(finding: &Finding) -> (String, String) {
         Check::Clock => "clock",
         Check::TrustBundle => "trust bundle",
         Check::Generation => "generation",
+        Check::Registration => "registration",
         Check::SignIn => "sign-in",
         Check::User => "user",
         Check::Inbox => "inbox",

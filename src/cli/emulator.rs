@@ -101,6 +101,7 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   modules/ID/MODULE.connection-string  for a module
 ///   modules/ID/MODULE.env          with --workload-socket: the environment
 ///                                  that edgeAgent would give it
+///   hubs/NAME/                     the same files for a further hub (--hub)
 /// Each start makes all files but the first three anew.
 ///
 /// SIGTERM and SIGINT end the emulator.
@@ -114,6 +115,7 @@ const DEFAULT_DEVICE: &str = "dev1";
   c2d-agent emulator --state-dir ./hub --device pi-01 --well-known-keys
   c2d-agent emulator --device pi-01 --device pi-02 --x509-device pi-03
   c2d-agent emulator --device pi-01 --fault pi-01:drop-at=6 --fault duplicate
+  c2d-agent emulator --device pi-01 --hub 127.0.0.2
   c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used or written; 2 the arguments are wrong."
@@ -134,6 +136,10 @@ pub(super) struct EmulatorArgs {
     /// For an edge gateway: the host name that modules and leaf devices connect to [default: --hostname].
     #[arg(long, value_name = "NAME")]
     gateway_hostname: Option<String>,
+    /// Host name of a further hub, with devices and keys of its own; may be given several times. It may be a loopback
+    /// address such as 127.0.0.2: the emulator listens there, too.
+    #[arg(long = "hub", value_name = "NAME")]
+    hubs: Vec<String>,
     /// Port for devices (MQTT); 0 means any free port.
     #[arg(long, value_name = "PORT", default_value_t = MQTT_PORT)]
     mqtt_port: u16,
@@ -250,6 +256,7 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         bind: args.bind,
         hostname: args.hostname,
         gateway_hostname: args.gateway_hostname,
+        hubs: args.hubs,
         mqtt_port: args.mqtt_port,
         amqp_port: args.amqp_port,
         https_port: args.https_port,
@@ -274,6 +281,8 @@ fn failure(error: EmulatorError) -> Failure {
         | EmulatorError::Clock(_)
         | EmulatorError::Workload(WorkloadSocketError::NoDevice)
         | EmulatorError::WellKnownKeys(_)
+        | EmulatorError::DoubledHub(_)
+        | EmulatorError::TooManyHubs(_)
         | EmulatorError::Hostname(_) => Failure::usage(error),
         error => anyhow::Error::new(error).into(),
     }
@@ -334,6 +343,9 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
         let certificate = path(state, &format!("devices/{id}.cert.pem"));
         let private_key = path(state, &format!("devices/{id}.key.pem"));
         tracing::info!(device_id = id, certificate, private_key, "this device signs in with a certificate");
+    }
+    for (hub, dir) in emulator.further_hubs() {
+        tracing::info!(hub, "other commands find this further hub after: . {}", shell(&path(&dir, "env")));
     }
     if let Some(id) = options.devices.iter().chain(&options.x509_devices).next() {
         let id = shell(id);

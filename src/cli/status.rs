@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::agent::control::client::ClientError;
-use crate::agent::status::{ConnectionState, ConnectionStatus, Status};
+use crate::agent::status::{ConnectionState, ConnectionStatus, ProvisioningStatus, Status};
 use crate::config::counted;
 use crate::inbox::{Counts, InboxError};
 use crate::outcome::{DesiredReport, DesiredStatus, Totals};
@@ -117,13 +117,17 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
     let mut rows = vec![
         ("agent", format!("running {running}, version {version}, process {pid}")),
         match &status.module_id {
+            None if is_unassigned(status) => {
+                ("device", format!("not assigned yet: asking {} as {}", plain(hub), plain(device_id)))
+            }
             None => ("device", format!("{} on hub {}", plain(device_id), plain(hub))),
             Some(module) => {
                 ("module", format!("{}/{} of hub {}", plain(device_id), plain(module), plain(hub)))
             }
         },
-        ("connection", connection(&status.connection, now)),
     ];
+    rows.extend(status.provisioning.as_ref().and_then(|enrolled| assigned(enrolled, now)));
+    rows.push(("connection", connection(&status.connection, now)));
     rows.extend(status.connection.reason.as_deref().map(|reason| ("", plain(reason))));
     if let Some(module) = &status.module {
         rows.push(("module", format!("{} by {}", plain(&module.id), plain(&module.hub))));
@@ -157,6 +161,18 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
         rows.push(("pins", pins.collect::<Vec<_>>().join(", ")));
     }
     rows
+}
+
+/// Whether the device asks the provisioning service for its first hub.
+fn is_unassigned(status: &Status) -> bool {
+    status.provisioning.as_ref().is_some_and(|enrolled| enrolled.assigned.is_none())
+}
+
+/// Who has assigned the hub, and when.
+fn assigned(enrolled: &ProvisioningStatus, now: SystemTime) -> Option<(&'static str, String)> {
+    let ProvisioningStatus { service, registration_id, assigned, .. } = enrolled;
+    let at = relative((*assigned)?, now);
+    Some(("assigned", format!("{at} by {}, to {}", plain(service), plain(registration_id))))
 }
 
 /// The state of the rules in the twin; `None` if the twin has no rules.
@@ -229,6 +245,7 @@ mod tests {
             pid: 4711,
             device_id: "pi-01".into(),
             module_id: None,
+            provisioning: None,
             module: None,
             desired: None,
             twin_rules: 0,
@@ -283,6 +300,24 @@ mod tests {
              outcomes      1180 succeeded, 20 timed-out\n\
              pins          door off, pump on"
         );
+    }
+
+    #[test]
+    fn an_enrolment_is_told_before_and_after_the_assignment() {
+        let mut status = status();
+        status.provisioning = Some(ProvisioningStatus {
+            service: "dps.example".into(),
+            id_scope: "0ne00012345".into(),
+            registration_id: "reg-01".into(),
+            assigned: Some(at("2026-11-20T21:42:05Z")),
+        });
+        let lines = "device        pi-01 on hub myhub.azure-devices.net\n\
+                     assigned      2026-11-20 21:42:05 UTC (3 d 0 h ago) by dps.example, to reg-01\n";
+        assert!(shown(&status).contains(lines), "{}", shown(&status));
+        (status.hub, status.device_id) = ("dps.example".into(), "reg-01".into());
+        status.provisioning.as_mut().expect("an enrolment").assigned = None;
+        let lines = "device        not assigned yet: asking dps.example as reg-01\nconnection    ";
+        assert!(shown(&status).contains(lines), "{}", shown(&status));
     }
 
     #[test]

@@ -19,12 +19,10 @@ use super::field::{Field, shown};
 use super::files;
 use super::key::{Absent, FilePath, Key, Span, Text};
 use super::report::{Place, Report, holds_a_secret};
+use super::secret_files::{Places, check_file, read_pair, read_secret_path, warn_if_world_readable};
 use super::table::Table;
 use super::transport;
 
-/// Names the directory in which systemd puts the files that the unit loads with `LoadCredential=`. Source:
-/// systemd.exec(5).
-const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 /// The credential that names the device if the configuration and the environment do not.
 const CONNECTION_STRING_CREDENTIAL: &str = "device.connection-string";
 /// Holds a device connection string.
@@ -103,41 +101,13 @@ pub(super) struct DeviceTable {
     pub(super) route: Route,
 }
 
-/// Where files are looked up.
-struct Places<'p> {
-    /// Relative paths start here.
-    directory: &'p Path,
-    /// What systemd has read for this process, which may not be allowed to read the files itself.
-    credentials: Option<PathBuf>,
-}
-
-impl Places<'_> {
-    /// The path itself; but the credential of its file name if there is one and this process may not open the path.
-    ///
-    /// # Errors
-    /// When the file exists, this process may not open it, and the unit could load it.
-    fn readable(&self, path: PathBuf) -> Result<PathBuf, String> {
-        if files::can_open(&path) {
-            return Ok(path);
-        }
-        let Some(name) = path.file_name().filter(|_| self.credentials.is_some()) else { return Ok(path) };
-        match self.credential(name.as_ref()) {
-            Some(credential) => Ok(credential),
-            None if files::check_regular(&path).is_ok() => Err(format!(
-                "the agent's user may not read {path}: let systemd load it, with \
-                 LoadCredential={name}:{path} in the unit's [Service]",
-                path = path.display(),
-                name = name.display(),
-            )),
-            None => Ok(path),
-        }
-    }
-
-    /// A credential; none if it is absent or blank. For a missing file the unit supplies a line break.
-    fn credential(&self, name: &Path) -> Option<PathBuf> {
-        let path = self.credentials.as_ref()?.join(name);
-        files::has_text(&path).then_some(path)
-    }
+/// What names who signs in, if `[device]` does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elsewhere {
+    /// The device is enrolled.
+    Provisioning,
+    /// The environment names a module.
+    Module,
 }
 
 /// The fields that make an identity.
@@ -160,14 +130,15 @@ impl IdentityFields<'_> {
     }
 }
 
-/// Reads `[device]`; relative paths start at `directory`. A process that is a module needs no device.
+/// Reads `[device]`. A process that is a module, or that enrols its device, needs no device there; `elsewhere` says which.
 pub(super) fn read(
     field: Option<Field<'_>>,
-    directory: &Path,
+    places: &Places<'_>,
     env: &dyn Fn(&str) -> Option<String>,
-    is_module: bool,
+    elsewhere: Option<Elsewhere>,
     report: &mut Report,
 ) -> DeviceTable {
+    let directory = places.directory;
     let variable = |name: &str| env(name).filter(|value| !value.trim().is_empty());
     let from_environment = variable(CONNECTION_STRING_VARIABLE);
     let mut ca_file = variable(CA_FILE_VARIABLE).map(|path| (PathBuf::from(path), None));
@@ -212,8 +183,7 @@ pub(super) fn read(
         let in_file = named.as_ref().and_then(|path| read_connection_string(path).ok());
         in_file.is_none_or(|own| own != text.trim())
     });
-    let places = Places { directory, credentials: variable(CREDENTIALS_VARIABLE).map(PathBuf::from) };
-    let identity = read_identity(fields, from_environment.as_deref(), &places, is_module, report);
+    let identity = read_identity(fields, from_environment.as_deref(), places, elsewhere, report);
     let secret_file = match identity.as_ref().map(|identity| &identity.auth) {
         Some(DeviceAuth::Certificate { private_key, .. }) => Some(private_key.clone()),
         _ if from_environment.is_some() => None,
@@ -247,7 +217,7 @@ fn read_identity(
     fields: Option<IdentityFields<'_>>,
     from_environment: Option<&str>,
     places: &Places<'_>,
-    is_module: bool,
+    elsewhere: Option<Elsewhere>,
     report: &mut Report,
 ) -> Option<DeviceIdentity> {
     let file = fields.as_ref().and_then(|fields| fields.connection_string_file.as_ref());
@@ -296,7 +266,15 @@ fn read_identity(
                     }
                 }
             }
-            None if is_module && !fields.as_ref().is_some_and(IdentityFields::begin_a_device) => None,
+            None if elsewhere.is_some() && !fields.as_ref().is_some_and(IdentityFields::begin_a_device) => {
+                None
+            }
+            None if elsewhere == Some(Elsewhere::Provisioning) => {
+                let message = "[provisioning] names the device, so device_id, gateway, certificate and private_key have no \
+                               place in [device]: remove them here";
+                report.problem(fields.map(|fields| fields.place), message);
+                None
+            }
             None => {
                 let message = format!(
                     "the device is not named: set {CONNECTION_STRING_VARIABLE}, or give \
@@ -369,7 +347,7 @@ fn from_connection_string(
                 );
                 report.problem(source.place.clone(), message);
             }
-            read_pair(&certificate?, &private_key?, places, report)?
+            by_certificate(read_pair(&certificate?, &private_key?, places, report)?)
         }
         other => {
             for field in [certificate, private_key].into_iter().flatten() {
@@ -415,37 +393,12 @@ fn from_fields(
             Err(error) => field.wrong(error.to_string(), report),
         }
     });
-    let auth = read_pair(&fields.certificate?, &fields.private_key?, places, report);
+    let auth = read_pair(&fields.certificate?, &fields.private_key?, places, report).map(by_certificate);
     Some(DeviceIdentity { hub: hub?, device_id: device_id?, module_id: None, gateway, auth: auth? })
 }
 
-fn read_pair(
-    certificate: &Field<'_>,
-    private_key: &Field<'_>,
-    places: &Places<'_>,
-    report: &mut Report,
-) -> Option<DeviceAuth> {
-    let mut readable = |field: &Field<'_>| {
-        let path = read_secret_path(field, places, report)?;
-        match check_file(&path) {
-            Ok(()) => Some(path),
-            Err(reason) => field.wrong(reason, report),
-        }
-    };
-    let (certificate_path, private_key_path) = (readable(certificate), readable(private_key));
-    let (certificate_path, private_key_path) = (certificate_path?, private_key_path?);
-    let pair = ClientCertificate { certificate: certificate_path, private_key: private_key_path };
-    if let Err(error) = tls::check_client_certificate(&pair) {
-        let at_key = error.path() == Some(pair.private_key.as_path());
-        let field = if at_key { private_key } else { certificate };
-        return field.wrong(error.to_string(), report);
-    }
-    warn_if_world_readable(&pair.private_key, private_key, report);
-    Some(DeviceAuth::Certificate { certificate: pair.certificate, private_key: pair.private_key })
-}
-
-fn check_file(path: &Path) -> Result<(), String> {
-    files::check_regular(path).map_err(|reason| format!("cannot read {}: {reason}", path.display()))
+fn by_certificate(pair: ClientCertificate) -> DeviceAuth {
+    DeviceAuth::Certificate { certificate: pair.certificate, private_key: pair.private_key }
 }
 
 fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {
@@ -456,27 +409,4 @@ fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {
         return field.wrong(message.to_string(), report);
     }
     host
-}
-
-fn read_secret_path(field: &Field<'_>, places: &Places<'_>, report: &mut Report) -> Option<PathBuf> {
-    if matches!(field.value.value, DeValue::String(text) if holds_a_secret(text)) {
-        let message = format!(
-            "{} is the secret itself: write it to a file of its own and give the path of that file \
-                     here",
-            field.key
-        );
-        return field.wrong(message, report);
-    }
-    match places.readable(places.directory.join(field.text(report)?)) {
-        Ok(path) => Some(path),
-        Err(message) => field.wrong(message, report),
-    }
-}
-
-fn warn_if_world_readable(path: &Path, field: &Field<'_>, report: &mut Report) {
-    if files::is_world_readable(path) {
-        let path = path.display();
-        let message = format!("everyone on this machine can read the secret in {path}: run chmod o= {path}");
-        report.warning(field.value.place.clone(), message);
-    }
 }

@@ -32,6 +32,16 @@ impl Identities {
         })
     }
 
+    /// The same with another device. Without a device, nothing changes.
+    #[must_use]
+    pub fn with_device(self, device: DeviceIdentity) -> Self {
+        match self {
+            Self::Device(_) => Self::Device(device),
+            Self::Both(both) => Self::Both(Box::new((device, both.1))),
+            Self::Module(module) => Self::Module(module),
+        }
+    }
+
     /// The device.
     pub fn device(&self) -> Option<&DeviceIdentity> {
         match self {

@@ -7,7 +7,7 @@ use super::conditions::KINDS;
 use super::field::format_size;
 pub(crate) use super::key::Absent;
 use super::key::{FilePath, Form, Key, Size, Span, Text, Whole, Words};
-use super::{device, gpio, inbox, metrics, policy, rule, rule_tests, steps, transport, twin};
+use super::{device, gpio, inbox, metrics, policy, provisioning, rule, rule_tests, steps, transport, twin};
 
 /// A table and its keys.
 pub(crate) struct Section {
@@ -160,6 +160,20 @@ pub(crate) const DEVICE: Section = Section {
         &device::TOKEN_LIFETIME,
     ],
 };
+pub(crate) const PROVISIONING: Section = Section {
+    header: "[provisioning]",
+    about: "who asks the Device Provisioning Service for a hub",
+    keys: &[
+        &provisioning::ID_SCOPE,
+        &provisioning::REGISTRATION_ID,
+        &provisioning::KEY_FILE,
+        &provisioning::CERTIFICATE,
+        &provisioning::PRIVATE_KEY,
+        &provisioning::ENDPOINT,
+        &provisioning::PAYLOAD,
+        &provisioning::GROUP_KEY_FILE,
+    ],
+};
 pub(crate) const INBOX: Section = Section {
     header: "[inbox]",
     about: "the record of messages",
@@ -255,9 +269,10 @@ pub(crate) const TEST: Section = Section {
 };
 
 /// Every table of the reference, in its order.
-pub(crate) const ALL: [&Section; 14] = [
+pub(crate) const ALL: [&Section; 15] = [
     &TOP,
     &DEVICE,
+    &PROVISIONING,
     &INBOX,
     &REPORT,
     &ACTIONS,

@@ -25,6 +25,11 @@ impl<'t> Table<'t> {
         Self { what: what.into(), place, fields: fields(table), asked: Vec::new() }
     }
 
+    /// A table that is not there, for keys that the environment may have in their place.
+    pub(super) fn absent(what: impl Into<String>) -> Self {
+        Self { what: what.into(), place: 0..0, fields: Vec::new(), asked: Vec::new() }
+    }
+
     /// Removes `keys` from the list that a message about an unknown key offers: they do not fit to a key that is
     /// there.
     pub(super) fn unlist(&mut self, keys: &[&str]) {

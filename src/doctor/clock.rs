@@ -167,6 +167,7 @@ mod tests {
         let route = Route::default();
         let subject = NetworkSubject {
             identity: Some(&identity),
+            is_service: false,
             ca_file: None,
             bundle: "",
             token_lifetime: Duration::from_secs(3600),

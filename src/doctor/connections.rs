@@ -1,4 +1,5 @@
-//! The connections that the agent makes: one as a device, one as a module, or both side by side.
+//! The connections that the agent makes: one as a device, one as a module, or both side by side; and before, one to the
+//! provisioning service.
 //!
 //! Owns: the settings of each connection, and the order of its checks. Must not know: what the checks examine.
 
@@ -9,8 +10,8 @@ use futures_util::future::join_all;
 
 use super::network;
 use super::subject::NetworkSubject;
-use super::{Finding, RunningAgent, signin, workload};
-use crate::config::Inspection;
+use super::{Finding, RunningAgent, registration, signin, workload};
+use crate::config::{Inspection, Provisioning};
 use crate::credentials::{DeviceIdentity, Route, Transport};
 
 /// A connection, as far as the configuration describes it.
@@ -20,6 +21,8 @@ pub(super) struct ConfiguredConnection {
     ca_file: Option<PathBuf>,
     transport: Transport,
     route: Route,
+    /// If it leads to the provisioning service: what the service is asked.
+    provisioning: Option<Provisioning>,
     /// The client id, if there are two connections.
     name: Option<String>,
 }
@@ -34,13 +37,14 @@ pub(super) struct SharedFacts {
     pub(super) clock: fn() -> SystemTime,
 }
 
-/// The connections to examine: at least one, the device's first.
+/// The connections to examine: at least one, that to the provisioning service first, then the device's.
 pub(super) fn of(inspection: &Inspection) -> Vec<ConfiguredConnection> {
     let as_device = |identity: Option<&DeviceIdentity>| ConfiguredConnection {
         identity: identity.cloned(),
         ca_file: inspection.ca_file.clone(),
         transport: inspection.transport,
         route: inspection.route.clone(),
+        provisioning: None,
         name: None,
     };
     // The agent also uses MQTT and no proxy here: every gateway speaks MQTT, and it is near.
@@ -49,15 +53,31 @@ pub(super) fn of(inspection: &Inspection) -> Vec<ConfiguredConnection> {
         ca_file: module.ca_file.clone(),
         transport: Transport::Mqtt,
         route: Route { keep_alive: inspection.route.keep_alive, ..Route::default() },
+        provisioning: None,
         name: None,
     });
-    match (&inspection.identity, module) {
-        (Some(device), Some(module)) => {
-            [as_device(Some(device)), module].map(ConfiguredConnection::named).into()
-        }
-        (device @ Some(_), None) => vec![as_device(device.as_ref())],
-        (None, Some(module)) => vec![module],
-        (None, None) => vec![as_device(None)],
+    let service = inspection.provisioning.as_ref().map(to_service(inspection));
+    let is_assigned = inspection.provisioning.as_ref().is_none_or(|enrolled| enrolled.assigned.is_some());
+    let device = inspection.identity.as_ref().filter(|_| is_assigned);
+    let device = device.map(|device| as_device(Some(device)));
+    let all: Vec<_> = [service, device, module].into_iter().flatten().collect();
+    match all.len() {
+        0 => vec![as_device(None)],
+        1 => all,
+        _ => all.into_iter().map(ConfiguredConnection::named).collect(),
+    }
+}
+
+/// The connection to the provisioning service. It speaks MQTT with every device.
+fn to_service(inspection: &Inspection) -> impl Fn(&Provisioning) -> ConfiguredConnection {
+    let (ca_file, route) = (inspection.ca_file.clone(), inspection.route.clone());
+    move |provisioning| ConfiguredConnection {
+        identity: Some(Provisioning { assigned: None, ..provisioning.clone() }.identity(Transport::Mqtt)),
+        ca_file: ca_file.clone(),
+        transport: Transport::Mqtt,
+        route: route.clone(),
+        provisioning: Some(provisioning.clone()),
+        name: None,
     }
 }
 
@@ -79,7 +99,11 @@ pub(super) async fn examine(
 
 impl ConfiguredConnection {
     fn named(self) -> Self {
-        Self { name: self.identity.as_ref().map(DeviceIdentity::client_id), ..self }
+        let name = match &self.provisioning {
+            Some(provisioning) => Some(format!("registration {}", provisioning.enrolment.registration_id)),
+            None => self.identity.as_ref().map(DeviceIdentity::client_id),
+        };
+        Self { name, ..self }
     }
 
     async fn examine(&self, circumstances: &SharedFacts, tell: &mut impl FnMut(Finding)) {
@@ -87,6 +111,7 @@ impl ConfiguredConnection {
         let mut tell = |finding: Finding| tell(finding.on(self.name.as_deref()));
         let subject = NetworkSubject {
             identity: self.identity.as_ref(),
+            is_service: self.provisioning.is_some(),
             ca_file: self.ca_file.as_deref(),
             bundle: "",
             token_lifetime: *token_lifetime,
@@ -122,6 +147,11 @@ impl ConfiguredConnection {
                 }
             }
         };
-        tell(signin::sign_in(&subject, agent, *sign_in, may_try).await);
+        tell(match &self.provisioning {
+            Some(provisioning) => {
+                registration::registration(&subject, provisioning, agent, *sign_in, may_try).await
+            }
+            None => signin::sign_in(&subject, agent, *sign_in, may_try).await,
+        });
     }
 }

@@ -38,6 +38,8 @@ pub enum Check {
     ServerCertificate,
     /// This machine's clock.
     Clock,
+    /// Whether the provisioning service assigns a hub.
+    Registration,
     /// Whether the hub lets the device in.
     SignIn,
     /// Who runs the doctor.

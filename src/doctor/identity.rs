@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use super::certificate::{Age, Certificate, day};
 use super::user;
 use super::{Check, Finding};
-use crate::config::{Identities, Inspection, counted};
+use crate::config::{Identities, Inspection, Provisioning, counted};
 use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
+use crate::provisioning::{Enrolment, EnrolmentAuth};
 use crate::tls;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -26,8 +27,9 @@ pub(super) fn identity(inspection: &Inspection) -> Vec<Finding> {
     let are_two = identity.is_some() && module.is_some();
     let signs_in =
         |identity: &DeviceIdentity| signs_in(identity).on(are_two.then(|| identity.client_id()).as_deref());
+    let unassigned = inspection.provisioning.as_ref().filter(|enrolled| enrolled.assigned.is_none());
     let device = match (identity, identity_problem) {
-        (Some(device), _) => Some(signs_in(device)),
+        (Some(device), _) => Some(unassigned.map_or_else(|| signs_in(device), registers)),
         (None, Some(problem)) => Some(check.failed(problem, "correct [device], or the connection string")),
         (None, None) => None,
     };
@@ -37,6 +39,17 @@ pub(super) fn identity(inspection: &Inspection) -> Vec<Finding> {
     };
     let found: Vec<_> = device.into_iter().chain(module).collect();
     if found.is_empty() { vec![check.skipped("the configuration could not be read")] } else { found }
+}
+
+fn registers(provisioning: &Provisioning) -> Finding {
+    let Enrolment { endpoint, id_scope, registration_id, auth, .. } = &provisioning.enrolment;
+    let by = match auth {
+        EnrolmentAuth::Key(_) => "key",
+        EnrolmentAuth::Certificate { .. } => "certificate",
+    };
+    Check::Identity.ok(format!(
+        "registration {registration_id} of ID scope {id_scope} at {endpoint}, by its {by}; no hub is assigned yet"
+    ))
 }
 
 fn signs_in(identity: &DeviceIdentity) -> Finding {
@@ -53,11 +66,12 @@ fn signs_in(identity: &DeviceIdentity) -> Finding {
 }
 
 /// Checks the secrets that can be examined. A module has no file to examine: its secret is with the workload API, or in
-/// its environment.
+/// its environment. The certificate of an enrolled device has its registration id as name.
 pub(super) fn secrets(
     identities: Option<&Identities>,
     is_device_wanted: bool,
     secret_file: Option<&Path>,
+    registration_id: Option<&str>,
     now: SystemTime,
 ) -> Vec<Finding> {
     let is_module = identities.is_some_and(|identities| identities.device().is_none()) && !is_device_wanted;
@@ -66,7 +80,7 @@ pub(super) fn secrets(
     let are_two = matches!(identities, Some(Identities::Both(_)));
     let proofs = all.filter_map(|identity| {
         let name = are_two.then(|| identity.client_id());
-        proof(identity, now).map(|finding| finding.on(name.as_deref()))
+        proof(identity, registration_id, now).map(|finding| finding.on(name.as_deref()))
     });
     file.into_iter().chain(proofs).collect()
 }
@@ -108,12 +122,12 @@ fn secret_file(path: Option<&Path>) -> Finding {
 }
 
 /// Checks the end of a token or a certificate; a key has no end.
-fn proof(identity: &DeviceIdentity, now: SystemTime) -> Option<Finding> {
+fn proof(identity: &DeviceIdentity, registration_id: Option<&str>, now: SystemTime) -> Option<Finding> {
     match &identity.auth {
         DeviceAuth::Key(_) | DeviceAuth::Workload(_) => None,
         DeviceAuth::Token(token) => Some(ready_token(token, &identity.resource(), now)),
         DeviceAuth::Certificate { certificate, .. } => {
-            Some(device_certificate(certificate, &identity.device_id, now))
+            Some(device_certificate(certificate, registration_id.unwrap_or(&identity.device_id), now))
         }
     }
 }
@@ -160,7 +174,7 @@ fn device_certificate(path: &Path, device_id: &str, now: SystemTime) -> Finding 
         ),
         Age::Good { .. } if own.subject != device_id => Check::DeviceCertificate.warning(
             format!("its name is \"{}\", but the device is {device_id}; good until {until}", own.subject),
-            "make one with the device id as common name, unless the hub knows this one by its thumbprint",
+            "make one with that id as common name, unless the hub knows this one by its thumbprint",
         ),
         Age::Good { left } if left < CERTIFICATE_ENDS_SOON => {
             Check::DeviceCertificate.warning(format!("{whose} ends on {until}, {}", in_days(left)), renew)

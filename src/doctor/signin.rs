@@ -44,6 +44,7 @@ pub(super) async fn sign_in(
         twin: false,
         methods: false,
         desired: false,
+        hub_source: session::HubSource::Configured,
         alone: true,
     };
     let device = identity.client_id();

@@ -12,6 +12,8 @@ use crate::session::standard_port;
 #[derive(Clone, Copy)]
 pub(super) struct NetworkSubject<'c> {
     pub(super) identity: Option<&'c DeviceIdentity>,
+    /// Whether the peer is the provisioning service, and no hub.
+    pub(super) is_service: bool,
     pub(super) ca_file: Option<&'c Path>,
     /// More roots, in PEM; often none.
     pub(super) bundle: &'c str,
@@ -34,7 +36,11 @@ impl<'c> NetworkSubject<'c> {
 
     /// The settings that say where to connect.
     pub(super) fn names(&self) -> &'static str {
-        if self.workload().is_some() { "IOTEDGE_GATEWAYHOSTNAME" } else { "HostName or GatewayHostName" }
+        match self.workload() {
+            Some(_) => "IOTEDGE_GATEWAYHOSTNAME",
+            None if self.is_service => "endpoint in [provisioning]",
+            None => "HostName or GatewayHostName",
+        }
     }
 
     pub(super) fn is_module(&self) -> bool {
@@ -43,7 +49,11 @@ impl<'c> NetworkSubject<'c> {
 
     /// The settings that name files of certificates and keys.
     pub(super) fn files(&self) -> &'static str {
-        if self.is_module() { "EdgeModuleCACertificateFile" } else { "[device] or C2D_CA_FILE" }
+        match self.is_module() {
+            true => "EdgeModuleCACertificateFile",
+            false if self.is_service => "[provisioning], [device] or C2D_CA_FILE",
+            false => "[device] or C2D_CA_FILE",
+        }
     }
 
     /// The settings that name a root to trust.

@@ -16,11 +16,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::hubs::Hubs;
 use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::Thumbprint;
-use super::shared::SharedHub;
 use claims::Claims;
-use frames::{Breach, FrameStream, MAX_FRAME};
+use frames::{Breach, FrameStream, MAX_FRAME, OpenedHost};
 
 mod address;
 mod batch;
@@ -73,7 +73,7 @@ pub(super) async fn serve_connection<S>(
     stream: S,
     certificate: Option<Thumbprint>,
     peer: SocketAddr,
-    hub: SharedHub,
+    hubs: Hubs,
     stop: CancellationToken,
 ) -> AmqpEnd
 where
@@ -82,7 +82,7 @@ where
     // The crate offers no way to cut a connection, and its engines run in their own tasks. So the stream is cut
     // instead.
     let kill = stop.child_token();
-    let (claims, breach) = (Claims::new(hub, certificate, kill.clone()), Breach::default());
+    let (claims, breach) = (Claims::new(hubs, certificate, kill.clone()), Breach::default());
     let opening = open(stream, &claims, &breach, kill.clone());
     let opened = tokio::select! {
         () = stop.cancelled() => return AmqpEnd::Done,
@@ -161,7 +161,9 @@ where
         stream.shutdown().await?;
         return Err(ArrivalError::NotAmqp);
     }
-    let stream = FrameStream::new(header, stream, breach.clone(), claims.answers.clone(), kill);
+    let opened = OpenedHost::default();
+    let told = (opened.clone(), breach.clone());
+    let stream = FrameStream::new(header, stream, told, claims.answers.clone(), kill);
     // The emulator advertises no idle time-out: the crate enforces it strictly, and the Python SDK sends nothing
     // between two messages.
     let highest_channel = u16::try_from(MAX_SESSIONS - 1).unwrap_or(u16::MAX);
@@ -174,7 +176,11 @@ where
     } else {
         builder.build().accept(stream).await
     };
-    Ok(accepted?)
+    let accepted = accepted?;
+    if let Some(host) = opened.get() {
+        claims.opened(host);
+    }
+    Ok(accepted)
 }
 
 /// Accepts sessions until the connection ends. The handle must live until then: dropping it ends the connection.

@@ -47,13 +47,13 @@ pub(super) fn make_authority(now: SystemTime) -> Result<PemPair, rcgen::Error> {
 /// Fails if the authority's PEM texts are damaged, or if a name is not allowed in a certificate.
 pub(super) fn make_server(
     authority: &PemPair,
-    hostnames: &[&str],
+    hostnames: &[String],
     now: SystemTime,
 ) -> Result<ServerIdentity, rcgen::Error> {
     let issuer =
         Issuer::from_ca_cert_pem(&authority.certificate, KeyPair::from_pem(&authority.private_key)?)?;
     let mut names: Vec<String> = Vec::new();
-    for name in hostnames.iter().copied().chain(["localhost", "127.0.0.1", "::1"]) {
+    for name in hostnames.iter().map(String::as_str).chain(["localhost", "127.0.0.1", "::1"]) {
         if !names.iter().any(|own| own.eq_ignore_ascii_case(name)) {
             names.push(name.to_owned());
         }

@@ -28,8 +28,8 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio_util::sync::CancellationToken;
 
+use super::hubs::Hubs;
 use super::listener::{ARRIVAL_TIMEOUT, Accepted};
-use super::registrar::Registrar;
 use super::registry::Thumbprint;
 use super::tls::DeviceAuthority;
 
@@ -83,15 +83,15 @@ type NextProtocol = Arc<Mutex<Option<Agreed>>>;
 pub(super) async fn serve_connection(
     stream: Accepted,
     peer: SocketAddr,
-    registrar: Registrar,
+    hubs: Hubs,
     authority: DeviceAuthority,
     stop: CancellationToken,
 ) {
     let certificate = authority.peer_thumbprint(stream.get_ref().1);
     let next = NextProtocol::default();
-    let (hub, own_next) = (registrar.hub().clone(), Arc::clone(&next));
+    let (own_hubs, own_next) = (hubs.clone(), Arc::clone(&next));
     let service = service_fn(move |request| {
-        answer(request, peer, certificate, registrar.clone(), Arc::clone(&own_next))
+        answer(request, peer, certificate, own_hubs.clone(), Arc::clone(&own_next))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -125,7 +125,7 @@ pub(super) async fn serve_connection(
     drop(connection);
     let agreed = next.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (ended, agreed) {
-        (Ok(()), Some(agreed)) => agreed.serve(certificate, peer, hub, stop).await,
+        (Ok(()), Some(agreed)) => agreed.serve(certificate, peer, hubs, stop).await,
         (Ok(()), None) => tracing::debug!(%peer, "ended an HTTPS connection"),
         (Err(error), _) => tracing::info!(%peer, %error, "lost an HTTPS connection"),
     }
@@ -136,7 +136,7 @@ fn answer(
     mut request: Request<Incoming>,
     peer: SocketAddr,
     certificate: Option<Thumbprint>,
-    registrar: Registrar,
+    hubs: Hubs,
     next: NextProtocol,
 ) -> BoxFuture<'static, Result<Response<ReplyBody>, Dropped>> {
     Box::pin(async move {
@@ -148,7 +148,7 @@ fn answer(
             }
             None => {
                 let request = request.map(BodyExt::boxed_unsync);
-                routes::answer(HttpCall::new(request, certificate, peer, registrar)).await.into()
+                routes::answer(HttpCall::new(request, certificate, peer, hubs)).await.into()
             }
         };
         if let Some(dropped) = reply.extensions().get::<Dropped>() {

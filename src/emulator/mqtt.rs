@@ -24,6 +24,7 @@ use crate::message::Properties;
 
 use super::event_log;
 use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription, input_topic};
+use super::hubs::Hubs;
 use super::identity;
 use super::listener::ARRIVAL_TIMEOUT;
 use super::registry::Thumbprint;
@@ -82,7 +83,7 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     certificate: Option<Thumbprint>,
     peer: SocketAddr,
-    hub: SharedHub,
+    hubs: Hubs,
     stop: CancellationToken,
 ) {
     let mut wire = Wire::new(stream);
@@ -92,7 +93,7 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let request = match first {
         Ok(Ok(Some(Packet::Connect(connect)))) => {
-            sign_in::check(&connect, certificate.as_ref(), &hub).map(|signed_in| (connect, signed_in))
+            sign_in::check(&connect, certificate.as_ref(), &hubs).map(|signed_in| (connect, signed_in))
         }
         Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::SignInRefusal::protocol_level(level)),
         Ok(Ok(None)) => return tracing::debug!(%peer, "closed a connection that sent nothing"),
@@ -108,7 +109,7 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     match request {
         Ok((connect, signed_in)) => {
             let keep_alive = Duration::from_secs(connect.keep_alive.into());
-            let connection = DeviceConnection::open(wire, hub, signed_in, keep_alive, connect.last_will);
+            let connection = DeviceConnection::open(wire, signed_in, keep_alive, connect.last_will);
             connection.run(stop, peer).await;
         }
         Err(refusal) => {
@@ -143,14 +144,8 @@ struct DeviceConnection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
-    fn open(
-        wire: Wire<S>,
-        hub: SharedHub,
-        signed_in: SignedIn,
-        keep_alive: Duration,
-        will: Option<LastWill>,
-    ) -> Self {
-        let SignedIn { device_id, connected, token_expires } = signed_in;
+    fn open(wire: Wire<S>, signed_in: SignedIn, keep_alive: Duration, will: Option<LastWill>) -> Self {
+        let SignedIn { hub, device_id, connected, token_expires } = signed_in;
         let max_silence =
             if keep_alive.is_zero() { MAX_SILENCE } else { (keep_alive * 3 / 2).min(MAX_SILENCE) };
         Self {

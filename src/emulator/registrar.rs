@@ -13,7 +13,7 @@ use super::shared::SharedHub;
 use super::state_dir::{StateDir, StateDirError, make_keys, new_record};
 use crate::message::excerpt;
 
-/// Most devices and modules of one emulator. Connected and idle, they use about 200 MB of memory; each full queue of
+/// Most devices and modules of one hub. Connected and idle, they use about 200 MB of memory; each full queue of
 /// the largest messages adds 3 MB.
 pub const MAX_DEVICES: usize = 10_000;
 

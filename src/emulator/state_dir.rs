@@ -11,6 +11,7 @@
 //! - `page.address`: for a browser; `https.address`: for `emulator::client`
 //! - `env`: for a shell, see `environment`
 //! - the files of devices and modules, see `client_files`
+//! - `hubs/NAME/`: the same files of a further hub. Its authority is that of the main hub.
 //!
 //! The server's own certificate is made at every start and never written to disk.
 
@@ -25,7 +26,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::credentials::{HostPort, SasToken};
 
-use super::certificates::{self, ServerIdentity};
+use super::certificates::{self, PemPair, ServerIdentity};
 use super::identity;
 use super::registry::{
     AccessPolicy, Device, DeviceCredential, IdentityRecord, KeyPair, RegistryRight, Thumbprint,
@@ -64,6 +65,8 @@ const WRITTEN_POLICIES: [&str; 2] = [SERVICE_POLICY, "iothubowner"];
 pub(super) const PAGE_ADDRESS: &str = "page.address";
 /// The file with the HTTPS address to dial on this machine. The hub's name may not resolve here.
 pub(super) const HTTPS_ADDRESS: &str = "https.address";
+/// The folder with the directories of further hubs.
+const FURTHER_HUBS: &str = "hubs";
 /// How long the token in the page's address is valid; it is made at each start.
 const PAGE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
@@ -98,11 +101,31 @@ impl StateDir {
         has_known_keys: bool,
         now: SystemTime,
     ) -> Result<Self, StateDirError> {
+        Self::open_with(root, None, (named, x509_devices), has_known_keys, now)
+    }
+
+    /// Opens the directory of a further hub, in this one. Its authority is that of the main hub, and its devices are
+    /// those that back ends have made.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`].
+    pub(super) fn open_further(&self, name: &str) -> Result<Self, StateDirError> {
+        let (root, authority) = (further(&self.root, name), self.secrets.authority.clone());
+        Self::open_with(&root, Some(authority), (&[], &[]), self.has_known_keys, self.started)
+    }
+
+    fn open_with(
+        root: &Path,
+        authority: Option<PemPair>,
+        (named, x509_devices): (&[String], &[String]),
+        has_known_keys: bool,
+        now: SystemTime,
+    ) -> Result<Self, StateDirError> {
         make_directory(root)?;
         // Lock before reading, so that another emulator cannot change the files until they are written.
         let lock = lock(root)?;
         make_directory(&root.join("devices"))?;
-        let (mut secret_files, mut secrets) = SecretFiles::open(root, now)?;
+        let (mut secret_files, mut secrets) = SecretFiles::open(root, authority, now)?;
         for (name, ..) in POLICIES {
             add_keys(&mut secrets.policies, name)?;
         }
@@ -179,6 +202,11 @@ impl StateDir {
         })
     }
 
+    /// The directory.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The shared access policies.
     pub(super) fn policies(&self) -> Vec<AccessPolicy> {
         self.policies.clone()
@@ -209,7 +237,7 @@ impl StateDir {
     /// Fails if the authority in the file of secrets is damaged.
     pub(super) fn make_server_identity(
         &self,
-        names: &[&str],
+        names: &[String],
         now: SystemTime,
     ) -> Result<ServerIdentity, StateDirError> {
         certificates::make_server(&self.secrets.authority, names, now)
@@ -377,6 +405,11 @@ impl StateDir {
         let token = utf8_percent_encode(token.expose(), NON_ALPHANUMERIC);
         write_private(&self.root.join(PAGE_ADDRESS), format!("https://{host}/#{token}\n").as_bytes())
     }
+}
+
+/// The directory of a further hub in that of the emulator.
+pub(super) fn further(root: &Path, hub: &str) -> PathBuf {
+    root.join(FURTHER_HUBS).join(hub.to_ascii_lowercase())
 }
 
 /// Makes two random keys.

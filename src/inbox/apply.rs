@@ -13,7 +13,7 @@ use super::journal::Journal;
 use super::key::{Digest, is_known_by_id};
 use super::ledger::Again;
 use super::operation::{Arrival, Intent, Op, Past, Start, Verdict, Written};
-use super::record::{Number, Record, State, to_millis};
+use super::record::{Number, Record, Settled, State, Unfinished, to_millis};
 use super::sums::Circumstances;
 use super::trouble::Trouble;
 use crate::message::{C2dMessage, Source, format_time};
@@ -94,6 +94,7 @@ impl<'w> Work<'w> {
                 self.alter(*number, "put back", |record| put_back(record, *made))?;
                 Written::Again
             }
+            Op::OnlyHere(number) => Written::OnlyHere(self.only_here(*number)?),
             Op::End { number, outcome, abandoned, report } => {
                 self.end(*number, outcome, *abandoned, report.as_ref())?;
                 Written::Ended(*number)
@@ -308,6 +309,16 @@ impl<'w> Work<'w> {
     }
 
     /// Changes the record of a message that has not ended.
+    fn only_here(&mut self, number: Number) -> Result<Option<Box<Unfinished>>, Trouble> {
+        let altered = self.alter(number, "only here", |record| record.settled = Settled::OnAccept)?;
+        let (Altered::Done, Some(stored), Some(message)) =
+            (altered, self.load(number)?, self.message(number)?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Box::new(Unfinished { record: stored.record, message })))
+    }
+
     fn alter(
         &mut self,
         number: Number,

@@ -77,6 +77,9 @@ pub(crate) enum Op {
         abandoned: bool,
         report: Option<Bytes>,
     },
+    /// The device has another hub, and the one that had this message will not send it again. From now on only the inbox has
+    /// the message, unless it has ended.
+    OnlyHere(Number),
     /// The hub has the completions of these messages. Written together with the next other operations.
     Confirmed(Vec<Number>),
     /// Since when each pin with a `max_on` is on. Replaces what was recorded.
@@ -148,6 +151,8 @@ pub(crate) enum Written {
     /// The attempt may begin now.
     Started(Number),
     Again,
+    /// The message, unless it has ended.
+    OnlyHere(Option<Box<Unfinished>>),
     Confirmed,
     /// The message has ended, now or before. Also the answer to [`Op::Start`] if a person has dropped the message:
     /// then no action may start.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::delivery::Delivery;
 use super::upstream::PublishError;
+use crate::provisioning::Assignment;
 
 /// What a session reports.
 #[derive(Debug)]
@@ -44,6 +45,9 @@ pub(crate) enum Event {
     Confirmed(Vec<u64>),
     /// A message or a call of a direct method arrived.
     Delivery(Delivery),
+    /// The Device Provisioning Service has assigned a hub. If it is another one than before, the session waits for terms
+    /// with it.
+    Assigned(Box<Assignment>),
     /// There is no connection; another attempt follows.
     Disconnected {
         /// Why, in one sentence.

@@ -155,6 +155,11 @@ impl fmt::Display for Failure {
                 seconds(*expiry),
                 seconds(*now)
             ),
+            Fault::Unresolved { reason } if *kind == "registration" => write!(
+                f,
+                "the host name of {peer} was not found ({reason}): check endpoint in [provisioning], and this machine's DNS \
+                 and network"
+            ),
             Fault::Unresolved { reason } => write!(
                 f,
                 "the host name of {peer} was not found ({reason}): check HostName or GatewayHostName, and this \
@@ -321,7 +326,8 @@ pub(super) fn from_io(error: &io::Error, host: &str) -> Fault {
     }
 }
 
-fn seconds(time: SystemTime) -> String {
+/// A time for a sentence, as 2026-11-29T18:00:00Z.
+pub(super) fn seconds(time: SystemTime) -> String {
     // RFC 3339 has no times before 1970 or after 9999: such a time is printed as the nearest possible one.
     let text = crate::message::format_time(time);
     format!("{}Z", text.get(..19).unwrap_or(&text))

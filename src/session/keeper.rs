@@ -16,12 +16,14 @@ use super::backoff::{Backoff, STABLE};
 use super::carrier::Carrier;
 use super::connection::Connection;
 use super::dial::{ANSWER_LIMIT, Dial};
+use super::enrol::{self, EnrolError, EnrolSettings};
 use super::event::{Event, SessionError};
-use super::failure::{Failure, Fault};
+use super::failure::Fault;
 use super::proof::Trusted;
 use super::publish::{Publisher, UNACKNOWLEDGED_LIMIT};
+use super::registrations::Registrations;
 use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
-use super::terms::Terms;
+use super::terms::{HubSource, Terms};
 use super::transports;
 
 /// How long the end of the session waits for unsettled messages. The agent settles all of them before it ends the
@@ -33,6 +35,11 @@ const HANG_UP_LIMIT: Duration = Duration::from_millis(800);
 /// After this many refusals in a row of a module that was accepted before, its generation is gone. Fewer can be a hub
 /// that forgot the module for a moment.
 const MOST_REFUSALS: u32 = 3;
+
+/// How long one registration at the Device Provisioning Service may take.
+const REGISTRATION_LIMIT: Duration = Duration::from_secs(120);
+/// How long the agent may take until it gives the session terms with the assigned hub: it writes a file and reads others.
+const TAKE_UP_LIMIT: Duration = Duration::from_secs(60);
 
 /// The task that keeps the session.
 pub(super) struct Keeper {
@@ -83,16 +90,46 @@ impl Keeper {
         let mut ever_signed_in = false;
         let (mut hang_ups, mut refusals) = (0, 0);
         let mut trusted = Trusted::default();
+        let mut registrations = Registrations::default();
         let mut number = 1;
         let mut carrier = self.terms.borrow().first_carrier();
         loop {
             let terms = Arc::clone(&self.terms.borrow_and_update());
+            let source = &terms.settings.hub_source;
             carrier = terms.carrier(carrier);
+            if let Some(settings) = EnrolSettings::of(&terms).filter(|_| registrations.is_due(source)) {
+                let asked = self.register(&settings, &terms).await;
+                let wait = if let Registered::Failed(error) = &asked { error.wait() } else { None };
+                registrations.asked(wait, fastrand::f64());
+                let error = match asked {
+                    Registered::Stopped => return Ok(()),
+                    Registered::Anew => {
+                        (backoff, carrier) = (Backoff::new(), self.terms.borrow().first_carrier());
+                        continue;
+                    }
+                    Registered::Failed(error) => error,
+                };
+                if matches!(source, HubSource::Unassigned(_)) {
+                    if error.is_refusal() && terms.settings.alone && !ever_signed_in {
+                        return Err(SessionError::Refused(error.to_string()));
+                    }
+                    // What the service asks for is the least, and a random part keeps a thousand devices apart.
+                    let retry_in = backoff.next_delay(Duration::ZERO, fastrand::f64());
+                    match self.wait_after(error.to_string(), retry_in + wait.unwrap_or_default()).await {
+                        None => return Ok(()),
+                        Some(Waited::Enough) => {}
+                        Some(Waited::ForChange) => backoff = Backoff::new(),
+                    }
+                    continue;
+                }
+                tracing::warn!(reason = %error, "the hub that was assigned before is tried again");
+            }
             let (fault, held) = match self.connection(&terms, &mut trusted, number, carrier).await {
                 ConnectionEnd::Stopped => return Ok(()),
                 ConnectionEnd::Changed { held } => {
                     (backoff, hang_ups, refusals) = (Backoff::new(), 0, 0);
                     trusted = Trusted::default();
+                    registrations.reached();
                     ever_signed_in |= held.is_some();
                     number += u64::from(held.is_some());
                     continue;
@@ -100,6 +137,7 @@ impl Keeper {
                 ConnectionEnd::Renewing => {
                     // The connection lasted until its renewal, so earlier failures do not count any more.
                     (backoff, hang_ups, refusals, ever_signed_in) = (Backoff::new(), 0, 0, true);
+                    registrations.reached();
                     number += 1;
                     continue;
                 }
@@ -117,7 +155,14 @@ impl Keeper {
                 failure.fault = Fault::Displaced { times: hang_ups };
             }
             refusals = if failure.is_refusal() && !signed_in { refusals + 1 } else { 0 };
-            if failure.is_final() || (refusals > 0 && !ever_signed_in && terms.settings.alone) {
+            match signed_in {
+                true => registrations.reached(),
+                false if refusals > 0 => registrations.refused(),
+                false => registrations.unreached(),
+            }
+            let is_last = !ever_signed_in && terms.settings.alone && *source == HubSource::Configured;
+            let ends_it = refusals > 0 && is_last;
+            if failure.is_final() || ends_it {
                 return Err(SessionError::Refused(failure.to_string()));
             }
             if refusals == MOST_REFUSALS && terms.generation().is_some() {
@@ -132,7 +177,7 @@ impl Keeper {
                 carrier = terms.other_carrier(carrier);
             }
             let retry_in = backoff.next_delay(held, fastrand::f64());
-            match self.wait_after(&failure, retry_in).await {
+            match self.wait_after(failure.to_string(), retry_in).await {
                 None => return Ok(()),
                 Some(Waited::Enough) => {}
                 Some(Waited::ForChange) => backoff = Backoff::new(),
@@ -142,11 +187,10 @@ impl Keeper {
 
     /// Reports a failure, then waits for `retry_in` or until there are other terms. `None` if no other connection is
     /// wanted.
-    async fn wait_after(&self, failure: &Failure, retry_in: Duration) -> Option<Waited> {
+    async fn wait_after(&self, reason: String, retry_in: Duration) -> Option<Waited> {
         if self.no_more.is_cancelled() {
             return None;
         }
-        let reason = failure.to_string();
         tracing::warn!(%reason, retry_in_ms = retry_in.as_millis(), "not connected");
         let mut terms = self.terms.clone();
         let told = async {
@@ -158,6 +202,35 @@ impl Keeper {
             }
         };
         self.no_more.run_until_cancelled(told).await
+    }
+
+    /// Asks the Device Provisioning Service for a hub. If it is another one, waits for terms with it.
+    async fn register(&self, settings: &EnrolSettings, terms: &Terms) -> Registered {
+        let mut new_terms = self.terms.clone();
+        tracing::info!(service = %settings.enrolment.endpoint, "asking the provisioning service for a hub");
+        let asked = tokio::select! {
+            biased;
+            () = self.no_more.cancelled() => return Registered::Stopped,
+            Ok(()) = new_terms.changed() => return Registered::Anew,
+            asked = enrol::enrol(settings, None, REGISTRATION_LIMIT) => asked,
+        };
+        let assignment = match asked {
+            Ok(assignment) => assignment,
+            Err(error) => return Registered::Failed(error),
+        };
+        let present = &terms.settings.identity;
+        let is_another = (&assignment.hub.name, &assignment.device_id)
+            != (&present.hub.name, &present.device_id)
+            || matches!(terms.settings.hub_source, HubSource::Unassigned(_));
+        drop(self.events.send(Event::Assigned(Box::new(assignment))).await); // closed: as in `wait_after`
+        if is_another {
+            // Without terms in time, as when its files cannot be read, the service is asked again.
+            let taken_up = timeout(TAKE_UP_LIMIT, new_terms.changed());
+            if self.no_more.run_until_cancelled(taken_up).await.is_none() {
+                return Registered::Stopped;
+            }
+        }
+        Registered::Anew
     }
 
     /// Makes a connection and serves it until its end. `number` counts the connections that signed in, from 1.
@@ -290,6 +363,15 @@ impl Keeper {
             }
         }
     }
+}
+
+/// How a registration ended.
+enum Registered {
+    /// The session must end.
+    Stopped,
+    /// There is an assignment, or there are other terms.
+    Anew,
+    Failed(EnrolError),
 }
 
 /// Why a wait ended.

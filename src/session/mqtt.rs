@@ -1,34 +1,34 @@
 //! MQTT connections to the hub as a device, or to a gateway as a module.
 //!
-//! Owns: the options of rumqttc, and its request channel. In `session`, only this file and the files of its folder name rumqttc. One
+//! Owns: the request channel of rumqttc. In `session`, only this file and the files of its folder name rumqttc. One
 //! event loop serves exactly one connection and is dropped with it, so no packet id and no request outlives its
 //! connection. Must not know: reconnecting, how long tokens live, what is done with messages.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use rumqttc::{AsyncClient, MqttOptions, Publish, QoS, TlsConfiguration, Transport};
+use rumqttc::{AsyncClient, Publish, QoS};
 use tokio::sync::watch;
 
 use super::arrivals::Arrivals;
 use super::calls::{CallAnswer, Calls};
-use super::carrier::Carrier;
 use super::connection::{Connection, Reading, Shared, SignInProgress};
 use super::dial::{ANSWER_LIMIT, Dial};
 use super::publish::{InFlight, Publisher, UNDER_WAY};
 use crate::message::Properties;
 
-use bridge::Bridge;
-use hand_over::{PACKET_LIMIT, hand_over};
+use hand_over::hand_over;
 use link::Link;
+use options::options;
 use reader::MqttReader;
 use wire::Wire;
 
 mod bridge;
+pub(super) mod enrol;
 mod fault;
 mod hand_over;
 mod link;
+mod options;
 mod reader;
 mod release;
 mod subscriptions;
@@ -41,23 +41,7 @@ const REQUESTS: usize = 4 + UNDER_WAY;
 
 /// Prepares a connection. Nothing is sent before the task runs, so no message can come before its handler is in place.
 pub(super) fn prepare(dial: Dial, arrivals: Arrivals, publisher: &Arc<Publisher>) -> (Connection, Reading) {
-    let bridge = (dial.carrier == Carrier::WebSocket).then(Bridge::open);
-    let (peer, transport) = match &bridge {
-        Some(Ok(bridge)) => (bridge.path(), Transport::unix()),
-        _ => {
-            let tls = TlsConfiguration::Rustls(Arc::clone(&dial.tls));
-            (dial.host.clone(), Transport::tls_with_config(tls))
-        }
-    };
-    let mut options = MqttOptions::new(&dial.client_id, peer, dial.port);
-    options
-        .set_transport(transport)
-        .set_credentials(&dial.user_name, dial.password.as_deref().unwrap_or_default())
-        // MQTT has whole seconds. A dead network is noticed within two of these intervals.
-        .set_keep_alive(Duration::from_secs(dial.keep_alive.as_secs()))
-        .set_clean_session(dial.signs_in_only)
-        .set_manual_acks(true)
-        .set_max_packet_size(PACKET_LIMIT, PACKET_LIMIT);
+    let (options, bridge) = options(&dial);
     let (client, mut event_loop) = AsyncClient::new(options, REQUESTS);
     event_loop.network_options.set_connection_timeout(ANSWER_LIMIT.as_secs());
     event_loop.network_options.set_tcp_nodelay(true);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::credentials::{DeviceAuth, DeviceIdentity, HostPort, Over, Proxy, Route, Transport};
+use crate::provisioning::Enrolment;
 use crate::tls::{self, ClientCertificate, TlsError};
 
 use super::carrier::Carrier;
@@ -26,12 +27,34 @@ pub(crate) fn standard_port(transport: Transport) -> u16 {
     }
 }
 
+/// Where the hub of a device comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum HubSource {
+    /// The configuration names it.
+    Configured,
+    /// The Device Provisioning Service has assigned it, and is asked again when the hub refuses the device.
+    Assigned(Enrolment),
+    /// The Device Provisioning Service must be asked first. The identity says only who asks.
+    Unassigned(Enrolment),
+}
+
+impl HubSource {
+    pub(super) fn enrolment(&self) -> Option<&Enrolment> {
+        match self {
+            Self::Configured => None,
+            Self::Assigned(enrolment) | Self::Unassigned(enrolment) => Some(enrolment),
+        }
+    }
+}
+
 /// Who signs in, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// The device or module, and its proof. A device gets C2D messages. A module gets the messages for its inputs,
     /// over MQTT only.
     pub(crate) identity: DeviceIdentity,
+    /// Where the hub of this identity comes from.
+    pub(crate) hub_source: HubSource,
     /// The protocol.
     pub(crate) transport: Transport,
     /// A private root, trusted in addition to the system's.
@@ -84,6 +107,7 @@ impl Terms {
         let (ours, theirs) = (&self.settings, &other.settings);
         self.fingerprint != other.fingerprint
             || ours.identity != theirs.identity
+            || ours.hub_source != theirs.hub_source
             || ours.transport != theirs.transport
             || ours.ca_file != theirs.ca_file
             || ours.token_lifetime != theirs.token_lifetime

@@ -14,6 +14,7 @@ mod broker;
 mod doors;
 #[cfg(feature = "emulator")]
 mod emulator;
+mod enrol;
 mod inputs;
 mod methods;
 #[cfg(feature = "full")]
@@ -43,6 +44,7 @@ fn settings(broker: &Broker) -> Settings {
         twin: false,
         methods: false,
         desired: false,
+        hub_source: crate::session::HubSource::Configured,
         alone: true,
     }
 }

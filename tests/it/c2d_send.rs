@@ -37,6 +37,7 @@ impl Running {
             bind: [127, 0, 0, 1].into(),
             hostname: "localhost".into(),
             gateway_hostname: None,
+            hubs: Vec::new(),
             mqtt_port: 0,
             amqp_port: 0,
             https_port: Some(0),

@@ -17,13 +17,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("message", &["feedback"]),
     ("outcome", &[]),
     ("credentials", &[]),
+    ("provisioning", &["credentials"]),
     ("trust", &[]),
     ("rules", &["message"]),
-    ("config", &["rules", "message", "credentials", "trust", "features", "tls"]),
+    ("config", &["rules", "message", "credentials", "provisioning", "trust", "features", "tls"]),
     // Mechanisms: none knows another, except that all may use `tls`, `websocket`, `workload`, `processes` and `amqp_frames`.
     ("tls", &["trust"]),
     ("processes", &[]),
-    ("session", &["message", "credentials", "tls", "websocket", "workload", "amqp_frames"]),
+    ("session", &["message", "credentials", "provisioning", "tls", "websocket", "workload", "amqp_frames"]),
     ("action", &["config", "rules", "message", "processes", "trust"]),
     ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket", "amqp_frames"]),
     ("inbox", &["config", "message", "outcome", "processes", "trust"]),
@@ -48,6 +49,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "message",
             "outcome",
             "credentials",
+            "provisioning",
             "tls",
         ],
     ),
@@ -62,6 +64,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "rules",
             "message",
             "credentials",
+            "provisioning",
             "trust",
             "tls",
         ],
@@ -84,6 +87,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "message",
             "outcome",
             "credentials",
+            "provisioning",
             "feedback",
             "trust",
             "features",
@@ -94,8 +98,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Modules that use no socket, process, runtime or clock.
-const PURE: &[&str] =
-    &["feedback", "features", "message", "outcome", "credentials", "trust", "rules", "config"];
+const PURE: &[&str] = &[
+    "feedback",
+    "features",
+    "message",
+    "outcome",
+    "credentials",
+    "provisioning",
+    "trust",
+    "rules",
+    "config",
+];
 
 /// Text that only some places may have: the text, the places, and what to do instead.
 /// A place that ends with `/` is a folder.

@@ -37,6 +37,8 @@ mod emulator_clock;
 mod emulator_faults;
 mod emulator_https;
 mod emulator_https_device;
+mod emulator_hubs;
+mod emulator_hubs_sdk;
 mod emulator_identities;
 mod emulator_jobs;
 mod emulator_methods;

@@ -38,6 +38,7 @@ fn status() -> Status {
         pid: 1,
         device_id: "d".into(),
         module_id: None,
+        provisioning: None,
         module: None,
         desired: None,
         twin_rules: 0,

@@ -62,7 +62,7 @@ fn queue(message: Message<Body<Value>>, claims: &Claims) -> Result<(), LinkRefus
     let queued = convert::c2d_message(message)?;
     let device_id = queued.device_id.clone();
     let message_id = queued.message.message_id().map(str::to_owned);
-    claims.hub.with(|hub, now| hub.enqueue(queued, now))?;
+    claims.hub().with(|hub, now| hub.enqueue(queued, now))?;
     tracing::info!(device_id, message_id, "queued a C2D message");
     Ok(())
 }

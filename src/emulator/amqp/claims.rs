@@ -1,10 +1,10 @@
 //! What one connection has proved, by SASL PLAIN, by CBS tokens, or by the client certificate of its TLS connection.
 //!
-//! Owns: the valid grants and their end, and which devices the connection acts for.
+//! Owns: which hub the connection is for, the valid grants and their end, and which devices the connection acts for.
 //! Must not know: frames, how a token arrived.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use fe2o3_amqp::types::definitions::AmqpError;
 use futures_util::FutureExt as _;
@@ -17,6 +17,7 @@ use super::condition::LinkRefusal;
 use super::frames::Answers;
 use crate::credentials::SasToken;
 use crate::emulator::hub::{ConnectionId, Subscription};
+use crate::emulator::hubs::Hubs;
 use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 
@@ -42,7 +43,9 @@ pub(super) enum ClaimError {
 
 /// The claims of one connection. A later valid token replaces an earlier one of that policy or device.
 pub(super) struct Claims {
-    pub(super) hub: SharedHub,
+    hubs: Hubs,
+    /// The hub that the client means. It is set once.
+    meant: OnceLock<SharedHub>,
     certificate: Option<Thumbprint>,
     grants: watch::Sender<Grants>,
     /// The hub's connections for the devices that have links here.
@@ -65,16 +68,36 @@ struct Grants {
 
 impl Claims {
     /// Claims without tokens. `certificate` is the one that the client has shown; `kill` cuts the connection.
-    pub(super) fn new(hub: SharedHub, certificate: Option<Thumbprint>, kill: CancellationToken) -> Arc<Self> {
+    pub(super) fn new(hubs: Hubs, certificate: Option<Thumbprint>, kill: CancellationToken) -> Arc<Self> {
         let grants = watch::Sender::new(Grants::default());
-        let (connections, answers) = (Mutex::default(), Answers::default());
-        Arc::new(Self { hub, certificate, grants, connections, callable: Mutex::default(), answers, kill })
+        let (meant, connections, answers) = (OnceLock::new(), Mutex::default(), Answers::default());
+        let callable = Mutex::default();
+        Arc::new(Self { hubs, meant, certificate, grants, connections, callable, answers, kill })
+    }
+
+    /// The hub of this connection; the main one until the client has said which one it means.
+    pub(super) fn hub(&self) -> &SharedHub {
+        self.meant.get().unwrap_or_else(|| self.hubs.main().hub())
+    }
+
+    /// Notes which hub the client means, if it has not said so before: the one of a token or a link, else the main one.
+    pub(super) fn settle_hub(&self, address: &str) {
+        let found = || self.hubs.of_address(address).unwrap_or_else(|| self.hubs.main()).hub().clone();
+        self.meant.get_or_init(found);
+    }
+
+    /// Notes that the client has opened its connection with this host name. It may be that of a gateway, or an address
+    /// that no hub is named after: then a token or a link decides.
+    pub(super) fn opened(&self, host: &str) {
+        if self.hubs.of_address(host).is_some() {
+            self.settle_hub(host);
+        }
     }
 
     /// Counts a packet that a device has sent or is about to get. If a fault drops the connection at this packet, this
     /// cuts the connection and returns false.
     pub(super) fn count_packet(&self, device_id: &str) -> bool {
-        let drops = self.hub.with(|hub, _| hub.drops_packet(device_id));
+        let drops = self.hub().with(|hub, _| hub.drops_packet(device_id));
         if drops {
             tracing::warn!(device_id, "dropped an AMQP connection because of the fault drop-at");
             self.kill.cancel();
@@ -84,8 +107,10 @@ impl Claims {
 
     /// Accepts a service token of the policy `user`.
     pub(super) fn put_of_policy(&self, token: &str, user: &str) -> Result<(), ClaimError> {
-        let grant =
-            self.hub.with(|hub, now| hub.authenticate_back_end(token, BackEndRight::ServiceConnect, now))?;
+        self.settle_hub(&SasToken::parse(token).map_err(AuthError::from)?.resource());
+        let grant = self
+            .hub()
+            .with(|hub, now| hub.authenticate_back_end(token, BackEndRight::ServiceConnect, now))?;
         if grant.policy.as_deref() != Some(user) {
             return Err(ClaimError::OtherPolicy);
         }
@@ -98,7 +123,8 @@ impl Claims {
         if device_id.contains('/') {
             return Err(ClaimError::Module);
         }
-        let grant = self.hub.with(|hub, now| hub.authenticate_device(device_id, Some(token), None, now))?;
+        self.settle_hub(&SasToken::parse(token).map_err(AuthError::from)?.resource());
+        let grant = self.hub().with(|hub, now| hub.authenticate_device(device_id, Some(token), None, now))?;
         let room =
             |grants: &Grants| grants.devices.contains_key(device_id) || grants.devices.len() < MAX_DEVICES;
         if !room(&self.grants.borrow()) {
@@ -114,17 +140,18 @@ impl Claims {
     pub(super) fn put(&self, token: &str, audience: &str) -> Result<(), ClaimError> {
         let parsed = SasToken::parse(token).map_err(AuthError::from)?;
         let resource = parsed.resource();
+        self.settle_hub(&resource);
         match device_of(&resource).or_else(|| device_of(&address::decode(audience))) {
             Some(device_id) => self.put_of_device(token, &device_id),
-            None if self.hub.with(|hub, _| hub.event_hub().is_meant(&resource)) => {
-                let grant = self.hub.with(|hub, now| hub.authenticate_reader(token, now))?;
+            None if self.hub().with(|hub, _| hub.event_hub().is_meant(&resource)) => {
+                let grant = self.hub().with(|hub, now| hub.authenticate_reader(token, now))?;
                 tracing::debug!(policy = grant.policy, "took a token of a reader of D2C messages");
                 self.grants.send_modify(|grants| grants.reader = Some(grant));
                 Ok(())
             }
             None => {
                 let grant = self
-                    .hub
+                    .hub()
                     .with(|hub, now| hub.authenticate_back_end(token, BackEndRight::ServiceConnect, now))?;
                 tracing::debug!(policy = grant.policy, "took a service token");
                 self.grants.send_modify(|grants| grants.service = Some(grant));
@@ -158,7 +185,7 @@ impl Claims {
     /// The hub's error for the device.
     pub(super) fn check_device(&self, device_id: &str) -> Result<(), LinkRefusal> {
         self.prove_device(device_id)?;
-        if self.hub.with(|hub, _| hub.is_throttled(device_id)) {
+        if self.hub().with(|hub, _| hub.is_throttled(device_id)) {
             return Err(LinkRefusal::throttled("the hub is throttling the device: try again later"));
         }
         Ok(())
@@ -170,7 +197,7 @@ impl Claims {
         }
         let certificate = self.certificate.as_ref();
         let shown =
-            self.hub.with(|hub, now| hub.authenticate_device(device_id, None, certificate, now).map(drop));
+            self.hub().with(|hub, now| hub.authenticate_device(device_id, None, certificate, now).map(drop));
         shown.map_err(|error| match error {
             AuthError::NoProof => {
                 LinkRefusal::unauthorized("not signed in: put a token of the device to $cbs first")
@@ -184,7 +211,7 @@ impl Claims {
     /// clean one, so that no MQTT subscription stays behind; this is a choice.
     pub(super) fn connection(&self, device_id: &str) -> Result<ConnectionId, LinkRefusal> {
         let mut connections = self.connections();
-        self.hub.with(|hub, now| {
+        self.hub().with(|hub, now| {
             if let Some(connection) = connections.get(device_id)
                 && hub.is_current(device_id, *connection)
             {
@@ -205,7 +232,7 @@ impl Claims {
     /// Ends the connection. Messages that its devices have not settled wait for their next connections.
     pub(super) fn disconnect(&self) {
         let connections = std::mem::take(&mut *self.connections());
-        self.hub.with(|hub, now| {
+        self.hub().with(|hub, now| {
             for (device_id, connection) in connections {
                 hub.disconnect(&device_id, connection, now);
             }
@@ -228,7 +255,8 @@ impl Claims {
         let mut changes = self.grants.subscribe();
         loop {
             // A fault can let the token of each of these devices expire.
-            let mut devices: Vec<_> = self.connections().keys().map(|id| self.hub.watch_device(id)).collect();
+            let mut devices: Vec<_> =
+                self.connections().keys().map(|id| self.hub().watch_device(id)).collect();
             self.expire_faulty();
             let expires = changes.borrow_and_update().first_end();
             let device_changes = devices.iter_mut().map(|device| device.changed().boxed());
@@ -239,7 +267,7 @@ impl Claims {
                 select_all(device_changes).await
             };
             tokio::select! {
-                () = self.hub.reached(expires) => return,
+                () = self.hub().reached(expires) => return,
                 // `self` holds the senders, so these are always changes.
                 _changed = changes.changed() => {}
                 _changed = a_device => {}
@@ -253,10 +281,10 @@ impl Claims {
         // Skip devices that another connection has taken over: the fault is for their current connection.
         let connections = self.connections().clone();
         let current =
-            connections.into_iter().filter(|(id, own)| self.hub.with(|hub, _| hub.is_current(id, *own)));
+            connections.into_iter().filter(|(id, own)| self.hub().with(|hub, _| hub.is_current(id, *own)));
         let ids: Vec<String> = current.map(|(id, _)| id).collect();
         for id in ids.into_iter().filter(|id| self.grants.borrow().devices.contains_key(id)) {
-            if let Some(now) = self.hub.with(|hub, now| hub.expires_token(&id).then_some(now)) {
+            if let Some(now) = self.hub().with(|hub, now| hub.expires_token(&id).then_some(now)) {
                 self.grants.send_modify(|grants| {
                     if let Some(grant) = grants.devices.get_mut(&id) {
                         grant.expires = Some(now);
@@ -267,14 +295,14 @@ impl Claims {
     }
 
     fn is_valid(&self, grant: &Grant) -> bool {
-        grant.expires.is_none_or(|end| end > self.hub.now())
+        grant.expires.is_none_or(|end| end > self.hub().now())
     }
 
     /// Notes that a link takes calls of a device's methods from now on.
     pub(super) fn begin_calls(&self, device_id: &str, own: ConnectionId) {
         let mut callable = self.callable.lock().unwrap_or_else(PoisonError::into_inner);
         *callable.entry(own).or_default() += 1;
-        self.hub.with(|hub, _| hub.subscribe(device_id, own, Subscription::Methods, 0));
+        self.hub().with(|hub, _| hub.subscribe(device_id, own, Subscription::Methods, 0));
     }
 
     /// Notes that such a link has ended. After the last one, the device takes no calls.
@@ -284,7 +312,7 @@ impl Claims {
             Some(links) if *links > 1 => *links -= 1,
             _ => {
                 callable.remove(&own);
-                self.hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::Methods));
+                self.hub().with(|hub, _| hub.unsubscribe(device_id, own, Subscription::Methods));
             }
         }
     }

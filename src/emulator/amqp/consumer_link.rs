@@ -66,7 +66,7 @@ impl Reading {
         let position = attach.source.as_deref().map(selector::position).transpose()?;
         let position = position.ok_or_else(|| LinkRefusal::argument("the link has no source"))?;
         let epoch = epoch(attach)?;
-        let begun = claims.hub.with(|hub, _| {
+        let begun = claims.hub().with(|hub, _| {
             let id = hub.begin_reading(group, number, epoch)?;
             Ok((id, hub.first_number(number, position)))
         });
@@ -79,7 +79,7 @@ impl Reading {
         })?;
         let name = format!("{group}/{number}");
         tracing::info!(reader = name, next, "a back end reads D2C messages");
-        Ok(Self { hub: claims.hub.clone(), id, partition: number, next, name })
+        Ok(Self { hub: claims.hub().clone(), id, partition: number, next, name })
     }
 
     fn is_current(&self) -> bool {

@@ -37,7 +37,7 @@ pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>, device_id: St
         settle(&claims, &device_id, &locked, outcome);
     }
     if replaced {
-        steal(link, &claims.hub, &device_id).await;
+        steal(link, claims.hub(), &device_id).await;
     }
 }
 
@@ -49,7 +49,7 @@ async fn serve(
     own: ConnectionId,
     unsettled: &mut Unsettled,
 ) -> bool {
-    let hub = claims.hub.clone();
+    let hub = claims.hub().clone();
     let mut changed = hub.watch_device(device_id);
     hub.with(|hub, _| hub.subscribe(device_id, own, Subscription::DeviceBound, 1));
     loop {
@@ -124,7 +124,7 @@ fn settle(claims: &Claims, device_id: &str, locked: &Locked, settled: SendResult
         return;
     }
     let (lock, message_id) = (locked.lock, locked.message.message_id());
-    let settled = claims.hub.with(|hub, now| {
+    let settled = claims.hub().with(|hub, now| {
         hub.touch(device_id, now);
         match outcome {
             Outcome::Accepted(_) => hub.complete(device_id, lock, now),

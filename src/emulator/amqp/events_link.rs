@@ -64,7 +64,7 @@ fn keep(messages: Vec<Message<Body<Value>>>, claims: &Claims, device_id: &str) -
     claims.check_device(device_id)?;
     let events = messages.into_iter().map(device_message::event).collect::<Result<Vec<_>, _>>()?;
     event_log::log_events(device_id, &events);
-    claims.hub.with(|hub, now| {
+    claims.hub().with(|hub, now| {
         for (properties, body) in events {
             hub.record_event(device_id, properties, body.into(), now);
         }

@@ -19,7 +19,7 @@ use crate::feedback::{FEEDBACK_CONTENT_TYPE, encode_batch};
 
 /// Sends batches when they are due, one at a time, until the link ends.
 pub(super) async fn deliver(mut link: Sender, claims: Arc<Claims>) {
-    let hub = &claims.hub;
+    let hub = claims.hub();
     let mut changed = hub.watch();
     loop {
         changed.mark_unchanged();

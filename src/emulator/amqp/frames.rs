@@ -19,4 +19,4 @@ mod stream;
 
 pub(super) use answers::Answers;
 pub(super) use outgoing::LOCK_TOKEN;
-pub(super) use stream::{Breach, FrameStream, MAX_D2C, MAX_FRAME, MAX_MESSAGE};
+pub(super) use stream::{Breach, FrameStream, MAX_D2C, MAX_FRAME, MAX_MESSAGE, OpenedHost};

@@ -33,7 +33,7 @@ fn carry_out(claims: &Claims, request: &NodeRequest) -> Result<NodeAnswer, NodeA
         let words = format!("$management has no operation \"{}\": use READ", excerpt(operation));
         return Err(NodeAnswer::new(400, words));
     }
-    let event_hub = claims.hub.with(|hub, _| hub.event_hub());
+    let event_hub = claims.hub().with(|hub, _| hub.event_hub());
     if !event_hub.is_named(text("name")) {
         let words =
             format!("the hub has no Event Hub \"{}\": its name is {}", excerpt(text("name")), event_hub.name);
@@ -42,7 +42,7 @@ fn carry_out(claims: &Claims, request: &NodeRequest) -> Result<NodeAnswer, NodeA
     let name = ("name", Value::String(event_hub.name));
     if kind.eq_ignore_ascii_case(EVENT_HUB) {
         let ids: Vec<Value> = (0..PARTITIONS).map(|id| Value::String(id.to_string())).collect();
-        let made = claims.hub.with(|hub, _| hub.began());
+        let made = claims.hub().with(|hub, _| hub.began());
         return Ok(found(vec![
             name,
             ("type", Value::String(EVENT_HUB.to_owned())),
@@ -56,7 +56,7 @@ fn carry_out(claims: &Claims, request: &NodeRequest) -> Result<NodeAnswer, NodeA
         return Err(NodeAnswer::new(400, words));
     }
     let id = text("partition");
-    let info = id.parse().ok().and_then(|id: usize| claims.hub.with(|hub, _| hub.partition_info(id)));
+    let info = id.parse().ok().and_then(|id: usize| claims.hub().with(|hub, _| hub.partition_info(id)));
     let PartitionInfo { first, last, is_empty } = info.ok_or_else(|| {
         let words = format!("there is no partition \"{}\": they are 0 to {}", excerpt(id), PARTITIONS - 1);
         NodeAnswer::new(404, words)

@@ -32,7 +32,7 @@ const UPPER_HALF: u64 = 0x6332_642d_6361_6c6c;
 
 /// Sends calls until the link ends or another connection of the device replaces it.
 pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, device_id: String, own: ConnectionId) {
-    let hub = claims.hub.clone();
+    let hub = claims.hub().clone();
     let mut changed = hub.watch_device(&device_id);
     claims.begin_calls(&device_id, own);
     loop {
@@ -124,7 +124,7 @@ fn take(
     let status = status
         .ok_or_else(|| LinkRefusal::argument(format!("the property {STATUS} must be a whole number")))?;
     let body = convert::body(message.body)?;
-    if !claims.hub.with(|hub, _| hub.answer_method(device_id, own, id, status, &body)) {
+    if !claims.hub().with(|hub, _| hub.answer_method(device_id, own, id, status, &body)) {
         // A rejection would not help, and the C SDK answers it by leaving both links.
         tracing::warn!(
             device_id,

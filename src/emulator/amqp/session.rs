@@ -123,7 +123,11 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
         Role::Receiver => attach.source.as_deref().and_then(|source| source.address.as_deref()),
     };
     let address = address.unwrap_or_default();
-    let purpose = match (&attach.role, Address::parse(address)) {
+    let parsed = Address::parse(address);
+    if parsed != Address::Cbs {
+        claims.settle_hub(address);
+    }
+    let purpose = match (&attach.role, parsed) {
         (Role::Sender, Address::Cbs) => return Ok(Purpose::Requests(Node::Cbs)),
         (Role::Receiver, Address::Cbs) => return Ok(Purpose::Replies(Node::Cbs)),
         (Role::Sender, Address::DeviceBound) => Purpose::Messages,
@@ -139,11 +143,11 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
         }
         (_, Address::HubEvents(below)) => {
             claims.check_reader()?;
-            return Err(LinkRefusal::redirect(claims.hub.with(|hub, _| hub.event_hub()), below));
+            return Err(LinkRefusal::redirect(claims.hub().with(|hub, _| hub.event_hub()), below));
         }
         (Role::Receiver, Address::Partition { event_hub, group, partition }) => {
             claims.check_reader()?;
-            let own = claims.hub.with(|hub, _| hub.event_hub());
+            let own = claims.hub().with(|hub, _| hub.event_hub());
             if !own.is_named(&event_hub) {
                 let (shown, own) = (excerpt(&event_hub), own.name);
                 let words = format!("the hub has no Event Hub \"{shown}\": its name is {own}");
@@ -201,7 +205,7 @@ fn device(attach: &Attach, claims: &Claims, device_id: &str) -> Result<Connectio
     if let Some(Value::String(model_id)) =
         attach.properties.as_ref().and_then(|fields| fields.get(&Symbol::from(MODEL_ID)))
     {
-        claims.hub.with(|hub, _| hub.set_model_id(device_id, model_id.clone()));
+        claims.hub().with(|hub, _| hub.set_model_id(device_id, model_id.clone()));
     }
     Ok(connection)
 }

@@ -21,6 +21,7 @@ use crate::emulator::hub::{Hub, Subscription};
 use crate::emulator::registry::{
     AccessPolicy, Device, DeviceCredential, IdentityRecord, KeyPair, Registry, RegistryRight,
 };
+use crate::emulator::shared::SharedHub;
 use crate::feedback::{FeedbackStatus, decode_batch};
 use crate::message;
 
@@ -28,6 +29,7 @@ mod clock;
 mod device;
 mod events;
 mod faults;
+mod hubs;
 mod method;
 mod readers;
 mod twin;
@@ -49,6 +51,10 @@ fn pair(byte: u8) -> KeyPair {
 }
 
 fn hub() -> SharedHub {
+    hub_at("hub.local.test")
+}
+
+fn hub_at(name: &str) -> SharedHub {
     let policy = |name: &str, byte, service_connect| AccessPolicy {
         name: name.to_owned(),
         keys: pair(byte),
@@ -56,8 +62,7 @@ fn hub() -> SharedHub {
         device_connect: !service_connect,
         registry: RegistryRight::None,
     };
-    let mut registry =
-        Registry::new("hub.local.test", vec![policy("service", 10, true), policy("device", 20, false)]);
+    let mut registry = Registry::new(name, vec![policy("service", 10, true), policy("device", 20, false)]);
     registry.add_device(Device { id: "dev1".to_owned(), credential: DeviceCredential::Keys(pair(30)) });
     registry.set_record("dev1", IdentityRecord::new(GENERATION.to_owned()));
     SharedHub::new(Hub::new(registry, Duration::ZERO), now)
@@ -76,12 +81,21 @@ struct Client {
 
 impl Client {
     async fn open(hub: &SharedHub, profile: Option<SaslProfile>) -> Result<Self, OpenError> {
+        Self::open_at(Hubs::of(hub, &[]), None, profile).await
+    }
+
+    /// Opens a connection with this host name in Open.
+    async fn open_at(
+        hubs: Hubs,
+        host: Option<&str>,
+        profile: Option<SaslProfile>,
+    ) -> Result<Self, OpenError> {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let mut server = JoinSet::new();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let served = serve_connection(far, None, peer, hub.clone(), CancellationToken::new());
+        let served = serve_connection(far, None, peer, hubs, CancellationToken::new());
         server.spawn(served.map(drop));
-        let mut builder = Connection::builder().container_id("test").scheme("amqp");
+        let mut builder = Connection::builder().container_id("test").scheme("amqp").hostname(host);
         if let Some(profile) = profile {
             builder = builder.sasl_profile(profile);
         }
@@ -371,7 +385,7 @@ async fn an_expired_token_ends_the_session_with_the_reason() {
 async fn bytes_that_are_not_amqp_get_the_header_and_the_end() {
     let (mut near, far) = tokio::io::duplex(64);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let server = serve_connection(far, None, peer, hub(), CancellationToken::new());
+    let server = serve_connection(far, None, peer, Hubs::of(&hub(), &[]), CancellationToken::new());
     let client = async {
         near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
         let mut answer = Vec::new();
@@ -389,7 +403,7 @@ async fn stopping_cuts_connections_at_once() {
     let stop = CancellationToken::new();
     let (near, far) = tokio::io::duplex(64 * 1024);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let server = serve_connection(far, None, peer, hub.clone(), stop.clone());
+    let server = serve_connection(far, None, peer, Hubs::of(&hub, &[]), stop.clone());
     let client = async {
         let builder = Connection::builder().container_id("test").scheme("amqp");
         let mut connection = builder.open_with_stream(near).await.expect("open");

@@ -116,7 +116,7 @@ pub(super) async fn receive(mut link: Receiver, claims: Arc<Claims>, pair: Arc<T
         }
         // A client that sends settled does not notice a rejection. So a throttled request is accepted, and its answer
         // says why it failed.
-        let throttled = claims.hub.with(|hub, _| hub.is_throttled(device_id));
+        let throttled = claims.hub().with(|hub, _| hub.is_throttled(device_id));
         let allowed = if throttled { Ok(()) } else { claims.check_device(device_id) };
         let settled = match &allowed {
             Ok(()) => link.accept(delivery).await,
@@ -142,7 +142,7 @@ pub(super) async fn send(mut link: Sender, claims: Arc<Claims>, pair: Arc<TwinLi
         let refusal = LinkRefusal::new(AmqpError::NotAllowed, words);
         return goodbye(link, device_id, &refusal).await;
     };
-    let hub = claims.hub.clone();
+    let hub = claims.hub().clone();
     let mut changed = hub.watch_device(device_id);
     loop {
         changed.mark_unchanged();
@@ -215,7 +215,7 @@ fn carry_out(
     pair: &TwinLinks,
 ) -> Result<(Option<u64>, String), String> {
     let (device_id, own) = (pair.device_id.as_str(), pair.connection);
-    if !claims.hub.with(|hub, _| hub.is_current(device_id, own)) {
+    if !claims.hub().with(|hub, _| hub.is_current(device_id, own)) {
         return Err("another connection of the device replaced it".to_owned());
     }
     let annotations = request.message_annotations.map(|annotations| annotations.0).unwrap_or_default();
@@ -228,18 +228,18 @@ fn carry_out(
     let resource = annotation("resource").trim_end_matches('/');
     match (operation.as_str(), resource) {
         ("GET", "") => {
-            let twin = claims.hub.with(|hub, _| hub.twin_properties(device_id));
+            let twin = claims.hub().with(|hub, _| hub.twin_properties(device_id));
             Ok((None, twin.ok_or("the device was removed")?.to_string()))
         }
         ("PATCH", REPORTED) => {
             let body = convert::body(request.body).map_err(|refusal| refusal.description)?;
             let patch = serde_json::from_slice(&body).map_err(|error| format!("it is not JSON: {error}"))?;
-            let patched = claims.hub.with(|hub, now| hub.patch_reported(device_id, &patch, now));
+            let patched = claims.hub().with(|hub, now| hub.patch_reported(device_id, &patch, now));
             Ok((Some(patched.map_err(|error| error.to_string())?), String::new()))
         }
         ("PUT", DESIRED) => {
             let subscription = Subscription::DesiredProperties;
-            let there = claims.hub.with(|hub, _| hub.subscribe(device_id, own, subscription, 0));
+            let there = claims.hub().with(|hub, _| hub.subscribe(device_id, own, subscription, 0));
             pair.listens.store(there, Ordering::Relaxed);
             there
                 .then_some((None, String::new()))
@@ -247,7 +247,7 @@ fn carry_out(
         }
         ("DELETE", DESIRED) => {
             if pair.listens.swap(false, Ordering::Relaxed) {
-                claims.hub.with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
+                claims.hub().with(|hub, _| hub.unsubscribe(device_id, own, Subscription::DesiredProperties));
             }
             Ok((None, String::new()))
         }

@@ -1,7 +1,7 @@
 //! One request as a route sees it: path, query, headers, body, and whether the sender may make it.
 //!
-//! Owns: authorisation of a request, its api-version, its arguments, and the size limit and deadline of its body. Must
-//! not know: which routes exist, connections, TLS.
+//! Owns: which hub a request is for, its authorisation, its api-version, its arguments, and the size limit and deadline
+//! of its body. Must not know: which routes exist, connections, TLS.
 //!
 //! Source: wire reference 3 and 4.2. Routes of the real hub require an `api-version` with any date. Routes below
 //! `/emulator/` belong to this emulator only and need none.
@@ -14,13 +14,14 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Body as _;
-use hyper::header::{AUTHORIZATION, HeaderMap};
+use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::reply::{self, HttpRefusal};
 use crate::emulator::hub::Hub;
+use crate::emulator::hubs::Hubs;
 use crate::emulator::identity;
 use crate::emulator::listener::ARRIVAL_TIMEOUT;
 use crate::emulator::registrar::{Expected, Registrar};
@@ -52,10 +53,12 @@ pub(super) enum RouteRight {
 
 /// One request.
 pub(super) struct HttpCall {
-    /// The hub that serves the request.
+    /// The hub that serves the request: the one that `Host` names, else the main one.
     pub(super) hub: SharedHub,
     /// The hub's registry of devices.
     pub(super) registrar: Registrar,
+    /// All hubs of the emulator.
+    pub(super) hubs: Hubs,
     /// GET, PUT, …
     pub(super) method: Method,
     /// The request's headers.
@@ -76,7 +79,7 @@ impl HttpCall {
         request: Request<RequestBody>,
         certificate: Option<Thumbprint>,
         peer: SocketAddr,
-        registrar: Registrar,
+        hubs: Hubs,
     ) -> Self {
         let (Parts { method, uri, headers, .. }, body) = request.into_parts();
         let segments = uri.path().strip_prefix('/').unwrap_or_default().split('/');
@@ -90,8 +93,10 @@ impl HttpCall {
         }
         let body = Some(body).filter(|body| !body.is_end_stream());
         let (path, query) = (uri.path().to_owned(), uri.query().unwrap_or_default().to_owned());
+        let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+        let registrar = host.and_then(|host| hubs.of_address(host)).unwrap_or_else(|| hubs.main()).clone();
         let hub = registrar.hub().clone();
-        Self { hub, registrar, method, headers, path, segments, query, certificate, peer, body }
+        Self { hub, registrar, hubs, method, headers, path, segments, query, certificate, peer, body }
     }
 
     /// The path's segments in lower case, to find the route: the hub ignores case in its own words.

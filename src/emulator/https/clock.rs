@@ -48,7 +48,7 @@ pub(super) fn reset(call: &HttpCall) -> HttpResult {
 }
 
 fn move_to(call: &HttpCall, setting: ClockSetting) -> HttpResult {
-    call.hub.move_clock(setting).map_err(|error| reply::bad_argument(&error.to_string()))?;
+    call.hubs.move_clock(setting).map_err(|error| reply::bad_argument(&error.to_string()))?;
     show(call)
 }
 

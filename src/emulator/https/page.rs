@@ -79,7 +79,9 @@ pub(super) async fn overview(call: &mut HttpCall) -> HttpResult {
     };
     // Answer also when nothing has changed, so that the page sees that the emulator runs.
     drop(tokio::time::timeout(PATIENCE, changed).await);
-    Ok(reply::ok(&call.hub.with(|hub, now| overview::of(hub, &from, now))))
+    let mut shown = call.hub.with(|hub, now| overview::of(hub, &from, now));
+    shown["otherHubs"] = call.hubs.names().filter(|name| shown["hub"] != *name).collect();
+    Ok(reply::ok(&shown))
 }
 
 /// The data that the page's form sends.

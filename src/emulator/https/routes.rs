@@ -151,7 +151,7 @@ mod tests {
     use super::*;
     use crate::credentials::{SasToken, SharedAccessKey};
     use crate::emulator::hub::Hub;
-    use crate::emulator::registrar::Registrar;
+    use crate::emulator::hubs::Hubs;
     use crate::emulator::registry::{
         AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight,
     };
@@ -209,7 +209,7 @@ mod tests {
         }
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.body(body).expect("a request");
-        let reply: Response<_> = answer(HttpCall::new(request, None, peer, Registrar::of(hub))).await.into();
+        let reply: Response<_> = answer(HttpCall::new(request, None, peer, Hubs::of(hub, &[]))).await.into();
         assert!(reply.headers()["server"].to_str().expect("text").starts_with("c2d-agent-emulator/"));
         let status = reply.status().as_u16();
         let body = reply.into_body().collect().await.expect("a body").to_bytes();

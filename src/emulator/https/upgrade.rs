@@ -21,9 +21,9 @@ use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tokio_util::sync::CancellationToken;
 
+use super::super::hubs::Hubs;
 use super::super::listener::ARRIVAL_TIMEOUT;
 use super::super::registry::Thumbprint;
-use super::super::shared::SharedHub;
 use super::super::{amqp, mqtt};
 use super::lent::lend;
 use super::reply::{self, ReplyBody};
@@ -131,7 +131,7 @@ impl Agreed {
         self,
         certificate: Option<Thumbprint>,
         peer: SocketAddr,
-        hub: SharedHub,
+        hubs: Hubs,
         stop: CancellationToken,
     ) {
         // At this point the answer is sent or the connection has ended. The limit is only a safeguard.
@@ -141,7 +141,7 @@ impl Agreed {
             Err(_elapsed) => return tracing::warn!(%peer, "a WebSocket was not opened in time"),
         };
         tracing::debug!(%peer, subprotocol = ?self.subprotocol, "opened a WebSocket");
-        serve(stream, self.subprotocol, certificate, peer, hub, stop).await;
+        serve(stream, self.subprotocol, certificate, peer, hubs, stop).await;
     }
 }
 
@@ -151,7 +151,7 @@ async fn serve<S>(
     subprotocol: Subprotocol,
     certificate: Option<Thumbprint>,
     peer: SocketAddr,
-    hub: SharedHub,
+    hubs: Hubs,
     stop: CancellationToken,
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -159,11 +159,11 @@ async fn serve<S>(
     let (lent, back) = lend(stream);
     let mut farewell = match subprotocol {
         Subprotocol::Mqtt => {
-            mqtt::serve_connection(lent, certificate, peer, hub, stop.clone()).await;
+            mqtt::serve_connection(lent, certificate, peer, hubs, stop.clone()).await;
             Farewell::Done
         }
         Subprotocol::Amqp => {
-            let ended = amqp::serve_connection(lent, certificate, peer, hub, stop.clone()).await;
+            let ended = amqp::serve_connection(lent, certificate, peer, hubs, stop.clone()).await;
             match ended {
                 amqp::AmqpEnd::Done => Farewell::Done,
                 amqp::AmqpEnd::Breach(reason) => Farewell::Breach(reason),
@@ -194,6 +194,7 @@ mod tests {
 
     use crate::emulator::hub::Hub;
     use crate::emulator::registry::Registry;
+    use crate::emulator::shared::SharedHub;
 
     /// Serves AMQP while `client` runs.
     async fn with<T>(
@@ -206,7 +207,7 @@ mod tests {
         });
         let stream = ByteStream::accepted(near).await;
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let served = serve(stream, Subprotocol::Amqp, None, peer, hub, stop.clone());
+        let served = serve(stream, Subprotocol::Amqp, None, peer, Hubs::of(&hub, &[]), stop.clone());
         let client = client(WebSocketStream::from_raw_socket(far, Role::Client, None).await);
         tokio::join!(served, client).1
     }

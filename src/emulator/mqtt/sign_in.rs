@@ -6,6 +6,7 @@
 use std::time::SystemTime;
 
 use super::super::hub::Connected;
+use super::super::hubs::Hubs;
 use super::super::registry::Thumbprint;
 use super::super::shared::SharedHub;
 use super::codec::{Connect, ConnectReturnCode, QoS};
@@ -13,6 +14,7 @@ use super::username::UserName;
 
 /// A device that has signed in. The hub already counts this connection as the device's connection.
 pub(super) struct SignedIn {
+    pub(super) hub: SharedHub,
     pub(super) device_id: String,
     pub(super) connected: Connected,
     /// When the connection must be closed; `None` for a certificate.
@@ -37,14 +39,14 @@ impl SignInRefusal {
     }
 }
 
-/// Checks a CONNECT and makes it the device's connection.
+/// Checks a CONNECT and makes it the device's connection, at the hub that the user name names.
 ///
 /// # Errors
-/// [`SignInRefusal`]; in this case the hub has not changed.
+/// [`SignInRefusal`]; in this case no hub has changed.
 pub(super) fn check(
     connect: &Connect,
     certificate: Option<&Thumbprint>,
-    hub: &SharedHub,
+    hubs: &Hubs,
 ) -> Result<SignedIn, SignInRefusal> {
     let refuse = |code, reason: String| {
         let device_id = connect.client_id.chars().take(128).flat_map(char::escape_debug).collect();
@@ -62,15 +64,19 @@ pub(super) fn check(
     }
     let token = Some(login.password.as_str()).filter(|password| !password.is_empty());
     let id = user.client_id();
+    let found = hubs.named(&user.host).ok_or_else(|| {
+        let host = user.host.chars().take(100).collect::<String>();
+        let names: Vec<_> = hubs.names().map(|name| format!("\"{name}\"")).collect();
+        not_authorized(match names.as_slice() {
+            [only] => format!("the user name is for the hub \"{host}\", and this is {only}"),
+            all => {
+                format!("the user name is for the hub \"{host}\", and the hubs here are {}", all.join(", "))
+            }
+        })
+    });
+    let shared = found?.hub().clone();
     // The check and the new connection are one step under the hub's lock, so the device cannot change in between.
-    let signed_in = hub.with(|hub, now| {
-        if !hub.names().contains(&user.host) {
-            let host = user.host.chars().take(100).collect::<String>();
-            return Err(format!(
-                "the user name is for the hub \"{host}\", and this is \"{}\"",
-                hub.hostname()
-            ));
-        }
+    let signed_in = shared.with(|hub, now| {
         let grant =
             hub.authenticate_device(&id, token, certificate, now).map_err(|error| error.to_string())?;
         if hub.is_throttled(&id) {
@@ -88,7 +94,8 @@ pub(super) fn check(
         if let Some(model_id) = user.model_id {
             hub.set_model_id(&id, model_id);
         }
-        Ok(Some(SignedIn { device_id: id.clone(), connected, token_expires: grant.expires }))
+        let (hub, token_expires) = (shared.clone(), grant.expires);
+        Ok(Some(SignedIn { hub, device_id: id.clone(), connected, token_expires }))
     });
     let throttled = || {
         let reason = "the hub throttles the device because of the fault throttle".to_owned();

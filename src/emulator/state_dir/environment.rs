@@ -27,7 +27,7 @@ pub(super) fn write(
         Some((id, _)) => {
             format!("C2D_DEVICE_CONNECTION_STRING is that of {id}, the first device with a key.")
         }
-        None => "No device has a key, so there is no C2D_DEVICE_CONNECTION_STRING.".to_owned(),
+        None => "No device of this start has a key, so there is no C2D_DEVICE_CONNECTION_STRING.".to_owned(),
     };
     let mut file = Lines(Vec::new());
     file.comment(

@@ -55,12 +55,17 @@ pub(super) struct SecretFiles {
 }
 
 impl SecretFiles {
-    /// Reads all secrets. Without files there is a new authority and nothing else.
+    /// Reads all secrets. Without files there is an authority and nothing else. The authority is `authority`, if that
+    /// is given, else the one that was made at the first start.
     ///
     /// # Errors
     /// [`StateDirError`] names the file that cannot be read.
-    pub(super) fn open(root: &Path, now: SystemTime) -> Result<(Self, Secrets), StateDirError> {
-        let mut secrets = read_secrets(&root.join(SECRETS), now)?;
+    pub(super) fn open(
+        root: &Path,
+        authority: Option<PemPair>,
+        now: SystemTime,
+    ) -> Result<(Self, Secrets), StateDirError> {
+        let mut secrets = read_secrets(&root.join(SECRETS), authority, now)?;
         let path = root.join(DEVICES);
         let (journal, read) =
             Journal::open(&path, FORMAT).map_err(|error| StateDirError::of_devices(&path, error))?;
@@ -249,13 +254,18 @@ pub(super) fn add_keys(stored: &mut BTreeMap<String, StoredKeys>, name: &str) ->
     Ok(())
 }
 
-/// Reads the file of authority and policies. A missing file gives a new authority and nothing else.
-fn read_secrets(path: &Path, now: SystemTime) -> Result<Secrets, StateDirError> {
+/// Reads the file of authority and policies. A missing file gives an authority and nothing else.
+fn read_secrets(path: &Path, authority: Option<PemPair>, now: SystemTime) -> Result<Secrets, StateDirError> {
     match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|error| damaged(path, &error)),
+        Ok(text) => {
+            let mut secrets: Secrets =
+                serde_json::from_slice(&text).map_err(|error| damaged(path, &error))?;
+            secrets.authority = authority.unwrap_or(secrets.authority);
+            Ok(secrets)
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let authority =
-                certificates::make_authority(now).map_err(|error| unmade("the authority", &error))?;
+            let made = || certificates::make_authority(now).map_err(|error| unmade("the authority", &error));
+            let authority = authority.map_or_else(made, Ok)?;
             let (policies, devices, x509_devices, registered, records) = Default::default();
             Ok(Secrets { authority, policies, devices, x509_devices, registered, records })
         }

@@ -108,7 +108,7 @@ fn the_servers_certificate_is_for_the_host_name_of_this_start_and_signed_by_the_
         ("127.0.0.1", "127.0.0.1"),
         ("other", "gateway.test"),
     ] {
-        let identity = state.make_server_identity(&[hostname, "gateway.test"], now).expect("made");
+        let identity = state.make_server_identity(&names(&[hostname, "gateway.test"]), now).expect("made");
         let mut roots = rustls::RootCertStore::empty();
         let ca = crate::tls::read_certificates(&dir.path().join("ca.pem")).expect("readable");
         roots.add(ca[0].clone()).expect("a root");
@@ -360,7 +360,7 @@ fn a_shell_that_sources_the_environment_has_all_that_clients_need_whatever_the_n
     // No device here has a key, so the shell must not keep the device of another emulator.
     drop(open(&root, &[], &["cert1"]));
     assert_eq!(sourced(&root, &names)[1], "-");
-    assert!(text(&root, "env").contains("\n# No device has a key"), "{}", text(&root, "env"));
+    assert!(text(&root, "env").contains("\n# No device of this start has a key"), "{}", text(&root, "env"));
 }
 
 #[test]

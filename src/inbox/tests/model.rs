@@ -63,6 +63,7 @@ pub(super) enum Expected {
     Verdict(Verdict),
     Done,
     Ended,
+    OnlyHere(Option<u64>),
     Reports(Vec<(u64, Bytes)>),
     Retried(u64),
     Dropped(u64),
@@ -94,6 +95,7 @@ pub(super) enum Step {
     Confirmed(usize),
     Start { pick: usize, retry: bool },
     Again { pick: usize, made: bool },
+    OnlyHere(usize),
     End { pick: usize, kind: OutcomeKind, abandoned: bool, report: bool },
     PinsOn(u8),
     Reports(usize),
@@ -140,6 +142,7 @@ impl Model {
                 Op::Start { number: number(*pick), start: Start { at: clock(), retry_on_crash: *retry } }
             }
             Step::Again { pick, made } => Op::Again { number: number(*pick), made: *made },
+            Step::OnlyHere(pick) => Op::OnlyHere(number(*pick)),
             Step::End { pick, kind, abandoned, report: wanted } => Op::End {
                 number: number(*pick),
                 abandoned: *abandoned,
@@ -172,6 +175,11 @@ impl Model {
                 kept.state = State::Accepted;
                 kept.attempts = kept.attempts.saturating_sub(u32::from(!made));
             }),
+            Op::OnlyHere(number) => {
+                let is_here = self.records.get(&number.0).is_some_and(|kept| !kept.ended());
+                self.alter(*number, |kept| kept.settled = Settled::OnAccept);
+                Expected::OnlyHere(is_here.then_some(number.0))
+            }
             Op::End { number, outcome, abandoned, report } => {
                 if self.records.get(&number.0).is_some_and(|kept| !kept.ended()) {
                     *self.totals.entry(outcome.outcome).or_default() += 1;
@@ -407,6 +415,9 @@ pub(super) fn actual(answer: &Written) -> Expected {
     match answer {
         Written::Accepted { verdict, .. } => Expected::Verdict(*verdict),
         Written::Ended(_) => Expected::Ended,
+        Written::OnlyHere(unfinished) => {
+            Expected::OnlyHere(unfinished.as_ref().map(|unfinished| unfinished.record.number.0))
+        }
         Written::Reports(reports) => Expected::Reports(reports.clone()),
         Written::Reply { reply, .. } => match &**reply {
             Reply::Retried(unfinished) => Expected::Retried(unfinished.record.number.0),

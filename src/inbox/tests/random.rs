@@ -221,6 +221,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => pick().prop_map(Step::Confirmed),
         3 => (pick(), any::<bool>()).prop_map(|(pick, retry)| Step::Start { pick, retry }),
         1 => (pick(), any::<bool>()).prop_map(|(pick, made)| Step::Again { pick, made }),
+        1 => pick().prop_map(Step::OnlyHere),
         4 => (pick(), kind(), any::<bool>(), any::<bool>())
             .prop_map(|(pick, kind, abandoned, report)| Step::End { pick, kind, abandoned, report }),
         1 => (0u8..4).prop_map(Step::PinsOn),

@@ -24,6 +24,7 @@ fn options(dir: &std::path::Path) -> Options {
         bind: Ipv4Addr::LOCALHOST.into(),
         hostname: "localhost".into(),
         gateway_hostname: None,
+        hubs: Vec::new(),
         mqtt_port: 0,
         amqp_port: 0,
         https_port: Some(0),
@@ -70,6 +71,7 @@ pub(super) fn settings_of(emulator: &Emulator, dir: &std::path::Path, id: &str) 
         twin: true,
         methods: false,
         desired: false,
+        hub_source: crate::session::HubSource::Configured,
         alone: true,
     }
 }

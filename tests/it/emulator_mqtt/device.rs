@@ -48,6 +48,7 @@ impl Local {
             bind: Ipv4Addr::LOCALHOST.into(),
             hostname: hostname.into(),
             gateway_hostname: None,
+            hubs: Vec::new(),
             mqtt_port: 0,
             amqp_port: 0,
             https_port: Some(0),

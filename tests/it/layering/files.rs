@@ -36,6 +36,8 @@ const SESSION: &[&str] = &[
     "session/mqtt/release",
     "session/mqtt/link",
     "session/mqtt/wire",
+    "session/mqtt/options",
+    "session/mqtt/enrol",
     "session/mqtt/reader",
     "session/mqtt",
     // AMQP, which knows nothing of MQTT.
@@ -57,6 +59,8 @@ const SESSION: &[&str] = &[
     // One connection after the other.
     "session/transports",
     "session/probe",
+    "session/enrol",
+    "session/registrations",
     "session/event",
     "session/keeper",
     "session",
@@ -105,6 +109,7 @@ const AGENT: &[&str] = &[
     "agent/new_rules",
     "agent/twin",
     "agent/reload",
+    "agent/assigning",
     "agent/hub_events",
     "agent/stopping",
     "agent",

@@ -67,6 +67,9 @@ impl Breach {
     }
 }
 
+/// The host name of the client's Open, once it has come.
+pub(in super::super) type OpenedHost = Arc<OnceLock<String>>;
+
 /// Reads `header` and then the bytes of `inner` that the guard allows. After a kill, reads and writes fail.
 pub(in super::super) struct FrameStream<S> {
     header: [u8; 8],
@@ -76,6 +79,7 @@ pub(in super::super) struct FrameStream<S> {
     /// Whole frames that the crate has not read yet, and how many bytes of them it has.
     arrived: Vec<u8>,
     handed_on: usize,
+    opened: OpenedHost,
     breach: Breach,
     answers: Answers,
     outgoing: Outgoing,
@@ -92,7 +96,7 @@ impl<S> FrameStream<S> {
     pub(in super::super) fn new(
         header: [u8; 8],
         inner: S,
-        breach: Breach,
+        (opened, breach): (OpenedHost, Breach),
         answers: Answers,
         kill: CancellationToken,
     ) -> Self {
@@ -105,6 +109,7 @@ impl<S> FrameStream<S> {
             guard: Guard::new(LIMITS),
             arrived: Vec::new(),
             handed_on: 0,
+            opened,
             breach,
             answers,
             outgoing,
@@ -136,7 +141,10 @@ impl<S> FrameStream<S> {
         self.arrived = arrived;
         for seen in all {
             match seen {
-                Seen::Open { max_frame, idle } => {
+                Seen::Open { host, max_frame, idle } => {
+                    if let Some(host) = host {
+                        self.opened.get_or_init(|| host);
+                    }
                     let max_frame = max_frame.and_then(|size| usize::try_from(size).ok());
                     self.outgoing.max_frame = max_frame.unwrap_or(usize::MAX);
                     self.beat = idle.filter(|idle| *idle > 0).map(|idle| {
@@ -318,7 +326,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     fn replayed(header: [u8; 8], near: DuplexStream, kill: CancellationToken) -> FrameStream<DuplexStream> {
-        FrameStream::new(header, near, Breach::default(), Answers::default(), kill)
+        FrameStream::new(header, near, Default::default(), Answers::default(), kill)
     }
 
     #[tokio::test]

@@ -241,7 +241,7 @@ async fn a_token_for_the_event_hub_reads_and_does_nothing_else() {
 }
 
 /// A request to `$cbs`.
-fn put_token(token: String) -> Message<AmqpValue<Value>> {
+pub(super) fn put_token(token: String) -> Message<AmqpValue<Value>> {
     let application = ApplicationProperties::builder()
         .insert("operation", "put-token")
         .insert("type", "servicebus.windows.net:sastoken");

@@ -169,6 +169,11 @@ function card(id) {
 function render(overview) {
   skew = Date.parse(overview.time) - Date.now();
   byId("hub").textContent = overview.hub;
+  // The other hub asks for its own token: its page.address has it.
+  show(byId("hubs"), overview.otherHubs, (names) => names.flatMap((name) => {
+    const host = name.includes(":") ? `[${name}]` : name;
+    return [" ", make("a", { href: `https://${host}:${location.port || 443}/` }, name)];
+  }));
   show(byId("clock"), [overview.clockOffsetMs, overview.clockOffsetMs && overview.time.slice(0, 16)], ([offset]) =>
     offset === 0 ? [] : [badge(`clock moved: it shows ${new Date(overview.time).toLocaleString()}`, "bad")]);
   const ids = overview.devices.map((device) => device.deviceId);
