@@ -11,6 +11,7 @@
 //!   hub and in the state directory; `event_hub` says where back ends read D2C messages.
 //! - `hubs` are all hubs of the emulator, and find the one that a client means.
 //! - `query` is the hub's query language, pure. `job_runner` keeps the hub's jobs going.
+//! - `provisioning` is the Device Provisioning Service.
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts connections; `tls` is the server's side
 //!   of TLS.
 //! - `workload` is the daemon of an edge device.
@@ -43,6 +44,7 @@ mod keeper;
 mod listener;
 mod mqtt;
 mod options;
+mod provisioning;
 mod query;
 mod registrar;
 pub mod registry;
@@ -60,6 +62,11 @@ use listener::Accepted;
 pub use listener::{AMQP_PORT, HTTPS_PORT, MQTT_PORT};
 pub use mqtt::{UserName, UserNameError};
 pub use options::{EmulatorError, Options};
+pub use provisioning::{
+    DEFAULT_ID_SCOPE, DpsFault, DpsFaultError, DpsFaultName, DpsFaultOrder, EnrolmentOption,
+    EnrolmentOptionError, ProvisioningError, ProvisioningSettings,
+};
+use provisioning::{OpenedProvisioning, Reception};
 pub use registrar::MAX_DEVICES;
 use registrar::Registrar;
 use registry::Registry;
@@ -117,6 +124,11 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let amqp = Sockets::listen(&addresses, options.amqp_port, "AMQP", "--amqp-port").await?;
     let https = Sockets::listen_https(&addresses, options.https_port).await?;
     let (mqtt_address, amqp_address, https_address) = (mqtt.address, amqp.address, https.address);
+    let provisioning = options
+        .provisioning
+        .as_ref()
+        .map(|settings| provisioning::open(settings, root, options.well_known_keys, now));
+    let provisioning = provisioning.transpose()?;
     // The files for clients name the ports, so the listeners come first.
     let served = |hostname: &str| Served {
         hostname: hostname.to_owned(),
@@ -125,10 +137,12 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         amqp_port: amqp_address.port(),
         https: https.dialled_here(),
         workload: None,
+        provisioning: None,
     };
     let of_main = Served {
         gateway: options.gateway_hostname.clone(),
         workload: options.workload()?,
+        provisioning: provisioning.as_ref().map(OpenedProvisioning::served),
         ..served(&options.hostname)
     };
     let make = |state, served| make_hub(state, served, &options, clock, (now, moved));
@@ -147,6 +161,7 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         _ => None,
     };
     let hubs = Hubs::new(main, others);
+    let reception = Reception::new(provisioning, &hubs, (mqtt_address.port(), https_address.port()))?;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     if let Some(workload) = workload {
@@ -166,9 +181,11 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         });
     }
     let (own, token, devices) = (hubs.clone(), stop.clone(), authority.clone());
+    let provisioning = reception.clone();
     let serve_mqtt = move |stream: Accepted, peer| {
-        let certificate = devices.peer_thumbprint(stream.get_ref().1);
-        mqtt::serve_connection(stream, certificate, peer, own.clone(), token.clone())
+        let connection = stream.get_ref().1;
+        let (certificate, reception) = (devices.peer_thumbprint(connection), provisioning.of(connection));
+        mqtt::serve_connection(stream, certificate, reception, peer, own.clone(), token.clone())
     };
     for listener in mqtt.listeners {
         tasks.spawn(listener::serve("mqtt", listener, tls.clone(), stop.clone(), serve_mqtt.clone()));
@@ -183,7 +200,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     }
     let (own, token) = (hubs.clone(), stop.clone());
     let serve_https = move |stream, peer| {
-        https::serve_connection(stream, peer, own.clone(), authority.clone(), token.clone())
+        let (authority, reception) = (authority.clone(), reception.clone());
+        https::serve_connection(stream, peer, own.clone(), authority, reception, token.clone())
     };
     for listener in https.listeners {
         tasks.spawn(listener::serve("https", listener, tls.clone(), stop.clone(), serve_https.clone()));

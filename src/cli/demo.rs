@@ -204,6 +204,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         faults: Vec::new(),
         clock: None,
         well_known_keys: false,
+        provisioning: None,
     };
     emulator::start(options, SystemTime::now).await.context("the local hub does not start")
 }

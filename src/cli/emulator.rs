@@ -8,6 +8,7 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -18,9 +19,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use crate::emulator::clock::ClockSetting;
-use crate::emulator::hub::{FaultOrder, InputRoute};
+use crate::emulator::hub::{FaultError, FaultOrder, InputRoute};
 use crate::emulator::{
-    self, AMQP_PORT, Emulator, EmulatorError, HTTPS_PORT, MQTT_PORT, Options, WorkloadSocketError,
+    self, AMQP_PORT, DEFAULT_ID_SCOPE, DpsFaultError, DpsFaultName, DpsFaultOrder, Emulator, EmulatorError,
+    EnrolmentOption, HTTPS_PORT, MQTT_PORT, Options, ProvisioningError, ProvisioningSettings,
+    WorkloadSocketError,
 };
 use crate::trust;
 
@@ -62,6 +65,12 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// C2D_SERVICE_CONNECTION_STRING, C2D_CA_FILE, C2D_HTTPS_PORT and
 /// C2D_EMULATOR_STATE_DIR.
 ///
+/// With --dps-device, --dps-group or --id-scope it is a Device Provisioning Service
+/// (DPS), too, on the same ports: over MQTT, MQTT over a WebSocket, and HTTPS. A
+/// device registers there and learns its hub: this one, or one of --hub. Without a
+/// --device, DIR/env names the service and the first --dps-device with a key
+/// (C2D_PROVISIONING_…).
+///
 /// The subcommands ask an emulator that runs: its clock, what devices sent, faults,
 /// inputs of modules. The HTTPS port serves a page for a browser, too: devices,
 /// queues, feedback, twins, and a form that sends a message. Its address, with a
@@ -79,6 +88,16 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   queue-full          accepts no more messages for the device's queue
 ///   reverse-order       delivers the newest waiting message first
 ///   early-publish       delivers C2D messages before the device subscribes (MQTT)
+/// Of the provisioning service, for one registration or for all:
+///   dps-assigning=N     answers N questions after a registration with "assigning"
+///   dps-throttle[=N]    answers all requests, or the next N, with 429
+///   dps-error[=N]       the same with 500
+///   dps-refuse[=N]      the same with 401
+///   dps-failed=CODE     ends registrations with this code, such as 400208
+///   dps-disabled        ends registrations as if the enrolment were disabled
+///   dps-slow=DURATION   answers this much later
+///   dps-move            assigns another hub at the next registration; once
+///   dps-html[=N]        answers with a page in HTML, as a proxy does (HTTPS)
 /// A restart removes them.
 ///
 /// Move the clock with --clock or with the subcommand clock: locks, expiry,
@@ -102,7 +121,10 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   modules/ID/MODULE.env          with --workload-socket: the environment
 ///                                  that edgeAgent would give it
 ///   hubs/NAME/                     the same files for a further hub (--hub)
-/// Each start makes all files but the first three anew.
+///   provisioning.jsonl             enrolments and registrations
+///   dps/devices/ID.key, dps/groups/NAME.key  keys of --dps-device, --dps-group
+///   dps/service.connection-string  for back ends that make enrolments
+/// Each start makes all files but the .json and .jsonl files anew.
 ///
 /// SIGTERM and SIGINT end the emulator.
 #[derive(Debug, clap::Args)]
@@ -117,6 +139,7 @@ const DEFAULT_DEVICE: &str = "dev1";
   c2d-agent emulator --device pi-01 --fault pi-01:drop-at=6 --fault duplicate
   c2d-agent emulator --device pi-01 --hub 127.0.0.2
   c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
+  c2d-agent emulator --dps-device pi-01 --dps-group fleet --hub 127.0.0.2
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used or written; 2 the arguments are wrong."
 )]
@@ -170,9 +193,20 @@ pub(super) struct EmulatorArgs {
     /// Time between two batches of delivery feedback, at most 1h; the real hub takes 15s.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = interval)]
     feedback_interval: Duration,
+    /// The ID scope of the Device Provisioning Service (DPS) [default: 0ne00000001, if one of the next two is given].
+    #[arg(long, value_name = "SCOPE")]
+    id_scope: Option<String>,
+    /// A device that may register at the provisioning service: with a key, which is made if none is given, or with the
+    /// certificate in a PEM file; may be given several times.
+    #[arg(long = "dps-device", value_name = "ID[=KEY|CERT.PEM]")]
+    dps_devices: Vec<EnrolmentOption>,
+    /// A group of devices that may register: each has a key that derives from the group's, or a certificate that the
+    /// authority in a PEM file has signed; may be given several times.
+    #[arg(long = "dps-group", value_name = "NAME[=KEY|CA.PEM]")]
+    dps_groups: Vec<EnrolmentOption>,
     /// A fault that is set from the start, for one device or for all; may be given several times.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
-    faults: Vec<FaultOrder>,
+    faults: Vec<AnyFault>,
     /// How the clock is set at the start: a time such as 2030-01-01T00:00:00Z, or an offset such as +48h or -1h
     /// [default: the real time].
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
@@ -181,6 +215,24 @@ pub(super) struct EmulatorArgs {
     /// key is c2dAgentEmulatorWellKnownKeyThatIsNoSecret0=.
     #[arg(long)]
     well_known_keys: bool,
+}
+
+/// A fault of a device at its hub, or of a registration at the provisioning service.
+#[derive(Debug, Clone)]
+enum AnyFault {
+    Hub(FaultOrder),
+    Dps(DpsFaultOrder),
+}
+
+impl FromStr for AnyFault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if DpsFaultName::is_meant(text) {
+            return text.parse().map(Self::Dps).map_err(|error: DpsFaultError| error.to_string());
+        }
+        text.parse().map(Self::Hub).map_err(|error: FaultError| error.to_string())
+    }
 }
 
 /// What asks an emulator that runs.
@@ -248,7 +300,26 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
     let state_dir = state_dir(args.state_dir)?;
     let devices = args.devices.iter().map(|text| pattern::devices(text)).collect::<Result<Vec<_>, _>>();
     let mut devices = devices.map_err(|sentence| Failure::usage(anyhow::Error::msg(sentence)))?.concat();
-    if devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty() {
+    let (mut faults, mut dps_faults) = (Vec::new(), Vec::new());
+    for fault in args.faults {
+        match fault {
+            AnyFault::Hub(order) => faults.push(order),
+            AnyFault::Dps(order) => dps_faults.push(order),
+        }
+    }
+    let is_provisioned =
+        args.id_scope.is_some() || !args.dps_devices.is_empty() || !args.dps_groups.is_empty();
+    if let Some(order) = dps_faults.first().filter(|_| !is_provisioned) {
+        return Err(Failure::usage(DpsFaultError::NoService(order.fault.name().as_str())));
+    }
+    let provisioning = is_provisioned.then(|| ProvisioningSettings {
+        id_scope: args.id_scope.unwrap_or_else(|| DEFAULT_ID_SCOPE.to_owned()),
+        devices: args.dps_devices,
+        groups: args.dps_groups,
+        faults: dps_faults,
+    });
+    let is_empty = devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty();
+    if is_empty && !is_provisioned {
         devices.push(DEFAULT_DEVICE.to_owned());
     }
     Ok(Options {
@@ -266,9 +337,10 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         workload_socket: args.workload_socket,
         routes: args.routes,
         feedback_interval: args.feedback_interval,
-        faults: args.faults,
+        faults,
         clock: args.clock,
         well_known_keys: args.well_known_keys,
+        provisioning,
     })
 }
 
@@ -279,6 +351,7 @@ fn failure(error: EmulatorError) -> Failure {
         | EmulatorError::TooManyDevices(_)
         | EmulatorError::Fault(_)
         | EmulatorError::Clock(_)
+        | EmulatorError::Provisioning(ProvisioningError::Option(_) | ProvisioningError::Fault(_))
         | EmulatorError::Workload(WorkloadSocketError::NoDevice)
         | EmulatorError::WellKnownKeys(_)
         | EmulatorError::DoubledHub(_)
@@ -347,11 +420,25 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     for (hub, dir) in emulator.further_hubs() {
         tracing::info!(hub, "other commands find this further hub after: . {}", shell(&path(&dir, "env")));
     }
+    announce_provisioning(options, state);
     if let Some(id) = options.devices.iter().chain(&options.x509_devices).next() {
         let id = shell(id);
         tracing::info!("try: . {sourced} && c2d-agent c2d-send --device {id} --data hello");
     }
     Ok(())
+}
+
+/// Says who may register, and where the keys are.
+fn announce_provisioning(options: &Options, state: &Path) {
+    let Some(provisioning) = &options.provisioning else { return };
+    let (id_scope, devices, groups) = (&provisioning.id_scope, &provisioning.devices, &provisioning.groups);
+    let folder = path(state, "dps");
+    let (count, group_count) = (devices.len(), groups.len());
+    tracing::info!(
+        id_scope,
+        folder,
+        "the provisioning service has {count} individual enrolments and {group_count} groups of the command line"
+    );
 }
 
 fn path(state: &Path, name: &str) -> String {

@@ -31,6 +31,7 @@ use tokio_rustls::client::TlsStream;
 use super::clock::ClockSetting;
 use super::hub::{Fault, FaultName};
 use super::identity;
+use super::provisioning::{DpsFault, DpsFaultName};
 use super::state_dir::{AUTHORITY, HTTPS_ADDRESS, PAGE_ADDRESS};
 use crate::credentials::HostPort;
 use crate::message::excerpt;
@@ -44,6 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 /// The path of the clock.
 const CLOCK: &str = "/emulator/clock";
+const DPS_FAULTS: &str = "/emulator/provisioning/faults";
 /// The characters outside letters and digits that a path segment may contain unescaped.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -201,6 +203,48 @@ impl RunningEmulator {
         self.ask(Method::DELETE, &path, Bytes::new(), id).await
     }
 
+    /// The faults of the provisioning service: a row for those of all registrations, and one for each registration that
+    /// has its own.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn dps_faults(&self) -> Result<Value, AskError> {
+        self.ask(Method::GET, DPS_FAULTS, Bytes::new(), "").await
+    }
+
+    /// Sets a fault of the provisioning service, for one registration or for all, and returns all faults.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    ///
+    /// # Cancel safety
+    /// If dropped early, the fault may or may not be set.
+    pub async fn set_dps_fault(
+        &self,
+        registration_id: Option<&str>,
+        fault: DpsFault,
+    ) -> Result<Value, AskError> {
+        let path = format!("{DPS_FAULTS}/{}{}", fault.name().as_str(), of_registration(registration_id));
+        self.ask(Method::PUT, &path, Bytes::from(fault.value().unwrap_or_default()), "").await
+    }
+
+    /// Ends one fault of the provisioning service, or all, of one registration or of all; returns those that remain.
+    ///
+    /// # Errors
+    /// [`AskError`].
+    ///
+    /// # Cancel safety
+    /// If dropped early, the fault may or may not be ended.
+    pub async fn clear_dps_faults(
+        &self,
+        registration_id: Option<&str>,
+        name: Option<DpsFaultName>,
+    ) -> Result<Value, AskError> {
+        let name = name.map(|name| format!("/{}", name.as_str())).unwrap_or_default();
+        let path = format!("{DPS_FAULTS}{name}{}", of_registration(registration_id));
+        self.ask(Method::DELETE, &path, Bytes::new(), "").await
+    }
+
     /// The emulator's clock.
     ///
     /// # Errors
@@ -335,6 +379,10 @@ impl RunningEmulator {
 
 fn escape(segment: &str) -> String {
     utf8_percent_encode(segment, ENCODED).to_string()
+}
+
+fn of_registration(id: Option<&str>) -> String {
+    id.map(|id| format!("?registrationId={}", escape(id))).unwrap_or_default()
 }
 
 fn faults_path(id: &str) -> String {

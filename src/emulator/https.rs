@@ -11,6 +11,7 @@
 //! - `device` is what a device does; `twins`, `query`, `methods`, `jobs`, `events`, `feedback`, `purge`, `registry` and
 //!   `statistics` are for back ends. `pages` cuts a long answer into pages. `unserved` refuses what only the real hub
 //!   has.
+//! - `provisioning` is the Device Provisioning Service, for devices and for back ends.
 //! - `faults` sets and ends faults; `clock` moves the clock.
 //! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::hubs::Hubs;
 use super::listener::{ARRIVAL_TIMEOUT, Accepted};
+use super::provisioning::Reception;
 use super::registry::Thumbprint;
 use super::tls::DeviceAuthority;
 
@@ -47,6 +49,7 @@ mod methods;
 mod overview;
 mod page;
 mod pages;
+mod provisioning;
 mod purge;
 mod query;
 mod registry;
@@ -85,13 +88,16 @@ pub(super) async fn serve_connection(
     peer: SocketAddr,
     hubs: Hubs,
     authority: DeviceAuthority,
+    provisioning: Reception,
     stop: CancellationToken,
 ) {
     let certificate = authority.peer_thumbprint(stream.get_ref().1);
+    let reception = provisioning.of(stream.get_ref().1);
     let next = NextProtocol::default();
-    let (own_hubs, own_next) = (hubs.clone(), Arc::clone(&next));
+    let (own, own_next) = ((reception.clone(), hubs.clone()), Arc::clone(&next));
     let service = service_fn(move |request| {
-        answer(request, peer, certificate, own_hubs.clone(), Arc::clone(&own_next))
+        let (reception, hubs) = own.clone();
+        answer(request, peer, certificate, reception, hubs, Arc::clone(&own_next))
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -125,7 +131,7 @@ pub(super) async fn serve_connection(
     drop(connection);
     let agreed = next.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (ended, agreed) {
-        (Ok(()), Some(agreed)) => agreed.serve(certificate, peer, hubs, stop).await,
+        (Ok(()), Some(agreed)) => agreed.serve(certificate, reception, peer, hubs, stop).await,
         (Ok(()), None) => tracing::debug!(%peer, "ended an HTTPS connection"),
         (Err(error), _) => tracing::info!(%peer, %error, "lost an HTTPS connection"),
     }
@@ -136,6 +142,7 @@ fn answer(
     mut request: Request<Incoming>,
     peer: SocketAddr,
     certificate: Option<Thumbprint>,
+    reception: Reception,
     hubs: Hubs,
     next: NextProtocol,
 ) -> BoxFuture<'static, Result<Response<ReplyBody>, Dropped>> {
@@ -148,7 +155,7 @@ fn answer(
             }
             None => {
                 let request = request.map(BodyExt::boxed_unsync);
-                routes::answer(HttpCall::new(request, certificate, peer, hubs)).await.into()
+                routes::answer(HttpCall::new(request, certificate, reception, peer, hubs)).await.into()
             }
         };
         if let Some(dropped) = reply.extensions().get::<Dropped>() {

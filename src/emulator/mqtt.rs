@@ -27,12 +27,14 @@ use super::hub::{ConnectionId, Hub, Lock, Locked, Subscription, input_topic};
 use super::hubs::Hubs;
 use super::identity;
 use super::listener::ARRIVAL_TIMEOUT;
+use super::provisioning::Reception;
 use super::registry::Thumbprint;
 use super::shared::SharedHub;
 
 mod codec;
 mod desired;
 mod methods;
+mod provisioning;
 mod sign_in;
 mod topics;
 mod twin;
@@ -78,10 +80,11 @@ enum MqttEnd {
 }
 
 /// Serves one connection until it ends, and logs the reason of the end. `certificate` is the one that the peer has
-/// shown in its TLS handshake.
+/// shown in its TLS handshake. `reception` is for clients of the provisioning service.
 pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     certificate: Option<Thumbprint>,
+    reception: Reception,
     peer: SocketAddr,
     hubs: Hubs,
     stop: CancellationToken,
@@ -92,9 +95,15 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
         first = timeout(ARRIVAL_TIMEOUT, wire.next()) => first,
     };
     let request = match first {
-        Ok(Ok(Some(Packet::Connect(connect)))) => {
-            sign_in::check(&connect, certificate.as_ref(), &hubs).map(|signed_in| (connect, signed_in))
-        }
+        Ok(Ok(Some(Packet::Connect(connect)))) => match provisioning::user_name(&connect, &hubs) {
+            Some(user) => match provisioning::check(&connect, &user, &reception, &hubs) {
+                Ok(admitted) => return provisioning::serve(wire, &connect, admitted, peer, stop).await,
+                Err(refusal) => Err(refusal),
+            },
+            None => {
+                sign_in::check(&connect, certificate.as_ref(), &hubs).map(|signed_in| (connect, signed_in))
+            }
+        },
         Ok(Err(WireError::ProtocolLevel(level))) => Err(sign_in::SignInRefusal::protocol_level(level)),
         Ok(Ok(None)) => return tracing::debug!(%peer, "closed a connection that sent nothing"),
         other => {
@@ -128,6 +137,11 @@ pub(super) async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
+/// How long a client with this keep-alive may be silent.
+fn longest_silence(keep_alive: Duration) -> Duration {
+    if keep_alive.is_zero() { MAX_SILENCE } else { (keep_alive * 3 / 2).min(MAX_SILENCE) }
+}
+
 struct DeviceConnection<S> {
     wire: Wire<S>,
     hub: SharedHub,
@@ -146,8 +160,7 @@ struct DeviceConnection<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
     fn open(wire: Wire<S>, signed_in: SignedIn, keep_alive: Duration, will: Option<LastWill>) -> Self {
         let SignedIn { hub, device_id, connected, token_expires } = signed_in;
-        let max_silence =
-            if keep_alive.is_zero() { MAX_SILENCE } else { (keep_alive * 3 / 2).min(MAX_SILENCE) };
+        let max_silence = longest_silence(keep_alive);
         Self {
             wire,
             hub,

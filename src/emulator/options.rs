@@ -13,6 +13,7 @@ use super::hub::{FaultError, FaultOrder, InputRoute};
 use super::hub_names::HubNames;
 use super::hubs::{self, MAX_HUBS};
 use super::identity;
+use super::provisioning::{ProvisioningError, ProvisioningSettings};
 use super::registrar::MAX_DEVICES;
 use super::state_dir::StateDirError;
 use super::workload::WorkloadSocketError;
@@ -59,6 +60,8 @@ pub struct Options {
     pub clock: Option<ClockSetting>,
     /// Whether policies and devices use [`WELL_KNOWN_KEYS`]. Only allowed on loopback.
     pub well_known_keys: bool,
+    /// The provisioning service, if there is one.
+    pub provisioning: Option<ProvisioningSettings>,
 }
 
 /// Why the emulator did not start.
@@ -108,6 +111,9 @@ pub enum EmulatorError {
     /// A fault order names a device that does not exist.
     #[error(transparent)]
     Fault(#[from] FaultError),
+    /// The provisioning service cannot start.
+    #[error(transparent)]
+    Provisioning(#[from] ProvisioningError),
     /// The workload socket cannot be served.
     #[error(transparent)]
     Workload(#[from] WorkloadSocketError),

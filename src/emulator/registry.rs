@@ -50,6 +50,11 @@ impl Thumbprint {
         hex(&self.sha256)
     }
 
+    /// The SHA-1 and the SHA-256 in hexadecimal.
+    pub fn to_hex_of_both(self) -> (String, String) {
+        (hex(&self.sha1), hex(&self.sha256))
+    }
+
     /// Whether `registered` is this certificate's SHA-1 or SHA-256 in hexadecimal.
     fn is(&self, registered: &str) -> bool {
         [hex(&self.sha256), hex(&self.sha1)].iter().any(|own| own.eq_ignore_ascii_case(registered))
@@ -71,7 +76,7 @@ pub struct Device {
 }
 
 /// What a device must prove.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeviceCredential {
     /// A token signed with either key.

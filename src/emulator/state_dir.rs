@@ -10,7 +10,8 @@
 //! - `events.connection-string`: for back ends that read D2C messages
 //! - `page.address`: for a browser; `https.address`: for `emulator::client`
 //! - `env`: for a shell, see `environment`
-//! - the files of devices and modules, see `client_files`
+//! - the files of devices and modules, see `client_files`; those of the provisioning service are made by
+//!   `provisioning::opening`
 //! - `hubs/NAME/`: the same files of a further hub. Its authority is that of the main hub.
 //!
 //! The server's own certificate is made at every start and never written to disk.
@@ -39,7 +40,7 @@ mod known_keys;
 mod secrets;
 
 use client_files::ClientFiles;
-pub(super) use client_files::Served;
+pub(super) use client_files::{Served, ServedProvisioning, write_into};
 pub use disk::StateDirError;
 pub(super) use disk::{AUTHORITY, write_private};
 use disk::{damaged, lock, make_directory};

@@ -50,6 +50,7 @@ impl Running {
             faults: Vec::new(),
             clock: None,
             well_known_keys: false,
+            provisioning: None,
         };
         let (started, ready) = sync_channel(1);
         let (stop, stopped) = oneshot::channel();

@@ -29,6 +29,13 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// Takes the bytes of an answer apart.
+    pub(crate) fn read(answer: &str) -> Self {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_default();
+        Self { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
     /// The value of a header, whatever the case of its name.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let named = |line: &&str| line.get(..name.len()).is_some_and(|own| own.eq_ignore_ascii_case(name));
@@ -59,7 +66,5 @@ pub(crate) fn ask_as(
         "{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
     );
     let answer = send(dial_as(emulator, identity), &[head.as_bytes(), body].concat());
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    let status = head.get(9..12).and_then(|status| status.parse().ok()).unwrap_or_default();
-    Answer { status, head: head.to_owned(), body: body.to_owned() }
+    Answer::read(&answer)
 }

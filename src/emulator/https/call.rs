@@ -24,6 +24,7 @@ use crate::emulator::hub::Hub;
 use crate::emulator::hubs::Hubs;
 use crate::emulator::identity;
 use crate::emulator::listener::ARRIVAL_TIMEOUT;
+use crate::emulator::provisioning::Reception;
 use crate::emulator::registrar::{Expected, Registrar};
 use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
@@ -49,6 +50,10 @@ pub(super) enum RouteRight {
     OwnRouteHere,
     /// The device that the path names.
     Device,
+    /// A client of the provisioning service. The route lets it in.
+    Enrollee,
+    /// A back end of the provisioning service.
+    Enrolments,
 }
 
 /// One request.
@@ -59,6 +64,8 @@ pub(super) struct HttpCall {
     pub(super) registrar: Registrar,
     /// All hubs of the emulator.
     pub(super) hubs: Hubs,
+    /// The provisioning service.
+    pub(super) reception: Reception,
     /// GET, PUT, …
     pub(super) method: Method,
     /// The request's headers.
@@ -78,6 +85,7 @@ impl HttpCall {
     pub(super) fn new(
         request: Request<RequestBody>,
         certificate: Option<Thumbprint>,
+        reception: Reception,
         peer: SocketAddr,
         hubs: Hubs,
     ) -> Self {
@@ -96,7 +104,20 @@ impl HttpCall {
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
         let registrar = host.and_then(|host| hubs.of_address(host)).unwrap_or_else(|| hubs.main()).clone();
         let hub = registrar.hub().clone();
-        Self { hub, registrar, hubs, method, headers, path, segments, query, certificate, peer, body }
+        Self {
+            hub,
+            registrar,
+            hubs,
+            reception,
+            method,
+            headers,
+            path,
+            segments,
+            query,
+            certificate,
+            peer,
+            body,
+        }
     }
 
     /// The path's segments in lower case, to find the route: the hub ignores case in its own words.
@@ -143,7 +164,8 @@ impl HttpCall {
     /// 401, 400 without an api-version, and what the single rights say.
     pub(super) fn allow(&self, right: RouteRight) -> Result<(), HttpRefusal> {
         match right {
-            RouteRight::Anyone => Ok(()),
+            RouteRight::Anyone | RouteRight::Enrollee => Ok(()),
+            RouteRight::Enrolments => self.enrolments(),
             RouteRight::BackEnd(right) => {
                 self.back_end(right)?;
                 self.versioned()
@@ -162,6 +184,22 @@ impl HttpCall {
             hub.authenticate_back_end(token.ok_or(AuthError::NoProof)?, right, now)
         };
         self.authorised(proof).map(drop)
+    }
+
+    /// 401, and 404 without a provisioning service.
+    fn enrolments(&self) -> Result<(), HttpRefusal> {
+        let Some(desk) = &self.reception.desk else {
+            self.back_end(BackEndRight::ServiceConnect)?;
+            let sentence =
+                "there is no provisioning service: start the emulator with --dps-device or --dps-group";
+            return Err(reply::error(StatusCode::NOT_FOUND, "ResourceNotFound", sentence).into());
+        };
+        let proof = |hub: &Hub, token: Option<&str>, _| {
+            let granted = desk.authorise(token, hub.names().iter(), self.hub.clock().0);
+            granted.map(|()| Grant { expires: None, policy: None })
+        };
+        self.authorised(proof)?;
+        self.versioned()
     }
 
     /// 403 for a peer on another machine.
@@ -256,10 +294,15 @@ impl HttpCall {
         })
     }
 
+    /// Whether the query has an api-version.
+    pub(super) fn has_version(&self) -> bool {
+        self.argument("api-version").is_some_and(|version| !version.is_empty())
+    }
+
     fn versioned(&self) -> Result<(), HttpRefusal> {
-        match self.argument("api-version") {
-            Some(version) if !version.is_empty() => Ok(()),
-            _ => Err(reply::bad_argument("the query has no api-version, such as 2021-04-12").into()),
+        match self.has_version() {
+            true => Ok(()),
+            false => Err(reply::bad_argument("the query has no api-version, such as 2021-04-12").into()),
         }
     }
 }

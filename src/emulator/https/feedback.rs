@@ -68,6 +68,7 @@ mod tests {
     use crate::emulator::https::routes;
     use crate::emulator::hub::QueuedMessage;
     use crate::emulator::hubs::Hubs;
+    use crate::emulator::provisioning::Reception;
     use crate::emulator::registry::{
         AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight,
     };
@@ -115,7 +116,9 @@ mod tests {
         let request = request.header(AUTHORIZATION, token.expose()).body(body).expect("a request");
         let peer = ([127, 0, 0, 1], 1).into();
         let reply: Response<_> =
-            routes::answer(HttpCall::new(request, None, peer, Hubs::of(hub, &[]))).await.into();
+            routes::answer(HttpCall::new(request, None, Reception::closed(), peer, Hubs::of(hub, &[])))
+                .await
+                .into();
         let etag = reply.headers().get("etag").map(|etag| etag.to_str().expect("text").to_owned());
         let lock = etag.unwrap_or_default().trim_matches('"').to_owned();
         let status = reply.status().as_u16();

@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::call::HttpCall;
 use super::overview;
+use super::provisioning;
 use super::reply::{self, HttpReply, HttpResult};
 use crate::emulator::hub::{AgainError, EnqueueError, QueuedMessage};
 use crate::emulator::identity;
@@ -81,6 +82,7 @@ pub(super) async fn overview(call: &mut HttpCall) -> HttpResult {
     drop(tokio::time::timeout(PATIENCE, changed).await);
     let mut shown = call.hub.with(|hub, now| overview::of(hub, &from, now));
     shown["otherHubs"] = call.hubs.names().filter(|name| shown["hub"] != *name).collect();
+    shown["provisioning"] = provisioning::overview::of(call.reception.desk.as_ref());
     Ok(reply::ok(&shown))
 }
 

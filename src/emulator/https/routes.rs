@@ -10,7 +10,8 @@ use futures_util::future::BoxFuture;
 use hyper::{Method, StatusCode};
 
 use super::call::HttpCall;
-use super::call::RouteRight::{self, Anyone, Device, OwnRoute, OwnRouteHere};
+use super::call::RouteRight::{self, Anyone, Device, Enrollee, Enrolments, OwnRoute, OwnRouteHere};
+use super::provisioning::{self, enrolments, faults as dps_faults};
 use super::registry::bulk;
 use super::reply::{self, HttpReply, HttpResult};
 use super::{
@@ -21,7 +22,9 @@ use crate::emulator::registry::BackEndRight;
 
 /// Answers one request.
 pub(super) async fn answer(mut call: HttpCall) -> HttpReply {
-    let reply = if call.has_unread_body() && [Method::GET, Method::DELETE].contains(&call.method) {
+    let without_body =
+        [Method::GET, Method::DELETE].contains(&call.method) && !provisioning::is_polled(&call);
+    let reply = if call.has_unread_body() && without_body {
         reply::bad_argument("this request must not have a body")
     } else {
         route(&mut call).await.unwrap_or_else(HttpReply::from)
@@ -97,6 +100,33 @@ const ROUTES: &[HttpRoute] = &[
     ("*", "/digitaltwins/*/components/*/commands/*", SERVICE, At(unserved::digital_twins)),
     ("*", "/twins/*/streams/*", SERVICE, At(unserved::streams)),
     ("*", "/twins/*/modules/*/streams/*", SERVICE, At(unserved::streams)),
+    ("POST", "/enrollments", Enrolments, Later(|call| enrolments::change(call).boxed())),
+    ("POST", "/enrollments/query", Enrolments, Later(|call| enrolments::query(call).boxed())),
+    ("POST", "/enrollmentgroups/query", Enrolments, Later(|call| enrolments::query(call).boxed())),
+    ("POST", "/registrations/*/query", Enrolments, Later(|call| enrolments::query(call).boxed())),
+    ("GET", "/enrollments/*", Enrolments, At(enrolments::get)),
+    ("PUT", "/enrollments/*", Enrolments, Later(|call| enrolments::put(call).boxed())),
+    ("DELETE", "/enrollments/*", Enrolments, Later(|call| enrolments::delete(call).boxed())),
+    (
+        "POST",
+        "/enrollments/*/attestationmechanism",
+        Enrolments,
+        Later(|call| enrolments::attestation(call).boxed()),
+    ),
+    ("GET", "/enrollmentgroups/*", Enrolments, At(enrolments::get)),
+    ("PUT", "/enrollmentgroups/*", Enrolments, Later(|call| enrolments::put(call).boxed())),
+    ("DELETE", "/enrollmentgroups/*", Enrolments, Later(|call| enrolments::delete(call).boxed())),
+    (
+        "POST",
+        "/enrollmentgroups/*/attestationmechanism",
+        Enrolments,
+        Later(|call| enrolments::attestation(call).boxed()),
+    ),
+    ("GET", "/registrations/*", Enrolments, At(enrolments::registration)),
+    ("DELETE", "/registrations/*", Enrolments, Later(|call| enrolments::delete_registration(call).boxed())),
+    ("PUT", "/*/registrations/*/register", Enrollee, Later(|call| provisioning::register(call).boxed())),
+    ("GET", "/*/registrations/*/operations/*", Enrollee, Later(|call| provisioning::poll(call).boxed())),
+    ("POST", "/*/registrations/*", Enrollee, Later(|call| provisioning::look_up(call).boxed())),
     ("GET", "/", Anyone, At(page::index)),
     ("GET", "/emulator/page.css", Anyone, At(page::style)),
     ("GET", "/emulator/page.js", Anyone, At(page::script)),
@@ -108,6 +138,10 @@ const ROUTES: &[HttpRoute] = &[
     ("GET", "/emulator/clock", OwnRouteHere, At(clock::show)),
     ("PUT", "/emulator/clock", OwnRouteHere, Later(|call| clock::set(call).boxed())),
     ("DELETE", "/emulator/clock", OwnRouteHere, At(clock::reset)),
+    ("GET", "/emulator/provisioning/faults", OwnRouteHere, At(dps_faults::show)),
+    ("DELETE", "/emulator/provisioning/faults", OwnRouteHere, At(dps_faults::clear)),
+    ("PUT", "/emulator/provisioning/faults/*", OwnRouteHere, Later(|call| dps_faults::set(call).boxed())),
+    ("DELETE", "/emulator/provisioning/faults/*", OwnRouteHere, At(dps_faults::clear)),
     ("GET", "/emulator/devices/*/faults", OwnRouteHere, At(faults::show)),
     ("DELETE", "/emulator/devices/*/faults", OwnRouteHere, At(faults::clear_all)),
     ("PUT", "/emulator/devices/*/faults/*", OwnRouteHere, Later(|call| faults::set(call).boxed())),
@@ -152,6 +186,7 @@ mod tests {
     use crate::credentials::{SasToken, SharedAccessKey};
     use crate::emulator::hub::Hub;
     use crate::emulator::hubs::Hubs;
+    use crate::emulator::provisioning::Reception;
     use crate::emulator::registry::{
         AccessPolicy, Device, DeviceCredential, KeyPair, Registry, RegistryRight,
     };
@@ -209,7 +244,8 @@ mod tests {
         }
         let body = Full::default().map_err(|never| match never {}).boxed_unsync();
         let request = request.body(body).expect("a request");
-        let reply: Response<_> = answer(HttpCall::new(request, None, peer, Hubs::of(hub, &[]))).await.into();
+        let reply: Response<_> =
+            answer(HttpCall::new(request, None, Reception::closed(), peer, Hubs::of(hub, &[]))).await.into();
         assert!(reply.headers()["server"].to_str().expect("text").starts_with("c2d-agent-emulator/"));
         let status = reply.status().as_u16();
         let body = reply.into_body().collect().await.expect("a body").to_bytes();

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::hubs::Hubs;
 use super::super::listener::ARRIVAL_TIMEOUT;
+use super::super::provisioning::Reception;
 use super::super::registry::Thumbprint;
 use super::super::{amqp, mqtt};
 use super::lent::lend;
@@ -130,6 +131,7 @@ impl Agreed {
     pub(super) async fn serve(
         self,
         certificate: Option<Thumbprint>,
+        reception: Reception,
         peer: SocketAddr,
         hubs: Hubs,
         stop: CancellationToken,
@@ -141,7 +143,7 @@ impl Agreed {
             Err(_elapsed) => return tracing::warn!(%peer, "a WebSocket was not opened in time"),
         };
         tracing::debug!(%peer, subprotocol = ?self.subprotocol, "opened a WebSocket");
-        serve(stream, self.subprotocol, certificate, peer, hubs, stop).await;
+        serve(stream, self.subprotocol, certificate, reception, peer, hubs, stop).await;
     }
 }
 
@@ -150,6 +152,7 @@ async fn serve<S>(
     stream: ByteStream<S>,
     subprotocol: Subprotocol,
     certificate: Option<Thumbprint>,
+    reception: Reception,
     peer: SocketAddr,
     hubs: Hubs,
     stop: CancellationToken,
@@ -159,7 +162,7 @@ async fn serve<S>(
     let (lent, back) = lend(stream);
     let mut farewell = match subprotocol {
         Subprotocol::Mqtt => {
-            mqtt::serve_connection(lent, certificate, peer, hubs, stop.clone()).await;
+            mqtt::serve_connection(lent, certificate, reception, peer, hubs, stop.clone()).await;
             Farewell::Done
         }
         Subprotocol::Amqp => {
@@ -207,7 +210,8 @@ mod tests {
         });
         let stream = ByteStream::accepted(near).await;
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let served = serve(stream, Subprotocol::Amqp, None, peer, Hubs::of(&hub, &[]), stop.clone());
+        let (reception, hubs) = (Reception::closed(), Hubs::of(&hub, &[]));
+        let served = serve(stream, Subprotocol::Amqp, None, reception, peer, hubs, stop.clone());
         let client = client(WebSocketStream::from_raw_socket(far, Role::Client, None).await);
         tokio::join!(served, client).1
     }

@@ -70,6 +70,11 @@ impl Hub {
         self.version + self.quiet_changes + self.devices.changes()
     }
 
+    /// Tells viewers that something beside the hub has changed that they can see, such as a registration.
+    pub fn note_change(&mut self) {
+        self.quiet_changes += 1;
+    }
+
     /// The stored D2C messages, oldest first; `None` if the device does not exist.
     pub fn events(&self, device_id: &str) -> Option<impl Iterator<Item = &D2cMessage>> {
         self.devices.get(device_id).map(|state| state.events.iter())

@@ -37,6 +37,15 @@ pub(in crate::emulator) struct Served {
     pub(in crate::emulator) https: SocketAddr,
     /// The edge device, and the socket of its modules.
     pub(in crate::emulator) workload: Option<(String, PathBuf)>,
+    /// The provisioning service, if there is one.
+    pub(in crate::emulator) provisioning: Option<ServedProvisioning>,
+}
+
+/// How clients find the provisioning service.
+pub(in crate::emulator) struct ServedProvisioning {
+    pub(in crate::emulator) id_scope: String,
+    /// The first registration id of the command line that has a key, and that key.
+    pub(in crate::emulator) first: Option<(String, String)>,
 }
 
 impl Served {
@@ -57,6 +66,11 @@ impl Served {
     pub(super) fn device_string(&self, device: &str, key: &str) -> String {
         let hub = self.hub(self.mqtt_port, MQTT_PORT);
         format!("HostName={hub};DeviceId={device};SharedAccessKey={key}")
+    }
+
+    /// Where devices ask the provisioning service.
+    pub(super) fn provisioning_endpoint(&self) -> HostPort {
+        self.hub(self.mqtt_port, MQTT_PORT)
     }
 
     /// The hub's name, with the port if it is not the standard one.
@@ -201,7 +215,7 @@ impl ClientFiles {
 }
 
 /// Writes a file, and creates its folder if needed.
-fn write_into(path: &Path, text: &str) -> Result<(), StateDirError> {
+pub(in crate::emulator) fn write_into(path: &Path, text: &str) -> Result<(), StateDirError> {
     path.parent().map_or(Ok(()), make_directory)?;
     write_derived(path, text.as_bytes())
 }

@@ -53,6 +53,18 @@ pub enum StateDirError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The file of the provisioning service cannot be read.
+    #[error(
+        "{path} cannot be used ({reason}): restore a copy, or move it away: the provisioning service then begins with \
+         the enrolments of the command line, with new keys and without registrations",
+        path = .path.display()
+    )]
+    Provisioning {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Another program has changed the file of secrets.
     #[error(
         "{path} is damaged ({reason}): restore a copy, or remove it: the emulator then makes new keys and \
@@ -82,6 +94,15 @@ impl StateDirError {
         match error {
             JournalError::Io(reason) => Self::Io { verb: "read", path, reason },
             JournalError::Damaged(reason) => Self::Hub { path, reason },
+        }
+    }
+
+    /// The error about the file of the provisioning service.
+    pub(in crate::emulator) fn of_provisioning(path: &Path, error: JournalError) -> Self {
+        let path = path.to_owned();
+        match error {
+            JournalError::Io(reason) => Self::Io { verb: "read", path, reason },
+            JournalError::Damaged(reason) => Self::Provisioning { path, reason },
         }
     }
 

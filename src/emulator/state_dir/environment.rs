@@ -42,6 +42,22 @@ pub(super) fn write(
         // A shell may have sourced the file of another emulator, so remove its device.
         None => file.0.extend(b"unset C2D_DEVICE_CONNECTION_STRING\n"),
     }
+    // A shell may have sourced the file of another emulator. An agent has one identity, and an ID scope is one.
+    file.0.extend(b"unset C2D_PROVISIONING_ID_SCOPE C2D_PROVISIONING_REGISTRATION_ID C2D_PROVISIONING_KEY\n");
+    if let Some(provisioning) = &served.provisioning {
+        let scope = &provisioning.id_scope;
+        file.comment(&format!(
+            "The provisioning service has the ID scope {scope}; the keys of enrolments are in dps/."
+        ));
+        file.export("C2D_PROVISIONING_ENDPOINT", &served.provisioning_endpoint().to_string());
+        if device.is_none() {
+            file.export("C2D_PROVISIONING_ID_SCOPE", scope);
+            if let Some((id, key)) = &provisioning.first {
+                file.export("C2D_PROVISIONING_REGISTRATION_ID", id);
+                file.export("C2D_PROVISIONING_KEY", key);
+            }
+        }
+    }
     if let Some(policy) = service {
         file.export("C2D_SERVICE_CONNECTION_STRING", &served.policy_string(policy));
         file.export("C2D_EVENTHUB_CONNECTION_STRING", &served.events_string(policy));

@@ -33,7 +33,7 @@ fn open_with(root: &Path, devices: &[&str], x509_devices: &[&str], known_keys: b
 
 fn served(mqtt_port: u16) -> Served {
     let (hostname, https) = ("localhost".into(), ([127, 0, 0, 1], 8443).into());
-    Served { hostname, gateway: None, mqtt_port, amqp_port: 5671, https, workload: None }
+    Served { hostname, gateway: None, mqtt_port, amqp_port: 5671, https, workload: None, provisioning: None }
 }
 
 fn text(root: &Path, name: &str) -> String {

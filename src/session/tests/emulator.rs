@@ -37,6 +37,7 @@ fn options(dir: &std::path::Path) -> Options {
         faults: Vec::new(),
         clock: None,
         well_known_keys: false,
+        provisioning: None,
     }
 }
 

@@ -61,6 +61,7 @@ impl Local {
             faults: Vec::new(),
             clock: None,
             well_known_keys: false,
+            provisioning: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, started) = std::sync::mpsc::sync_channel(1);

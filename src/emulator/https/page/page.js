@@ -200,11 +200,30 @@ function render(overview) {
     const chosen = byId("device").value;
     return list.map((id) => make("option", id === chosen ? { selected: "" } : {}, id));
   });
+  byId("provisioning-section").hidden = overview.provisioning === null;
+  show(byId("provisioning"), overview.provisioning, provisioning);
   show(byId("feedback"), overview.feedback, (feedback) => {
     if (feedback.length === 0) return [none("No feedback waits.")];
     const rows = feedback.map((f) => [f.originalMessageId, f.deviceId, outcome(f.statusCode), f.where, clock(f.enqueuedTimeUtc)]);
     return [table(["Message id", "Device", "Outcome", "Where", "At"], rows)];
   });
+}
+
+function provisioning(service) {
+  if (service === null) return [];
+  const left = (count, what) => (count > 0 ? [make("p", { class: "none" }, `${count} more ${what} are not shown.`)] : []);
+  const faults = Object.entries(service.faults).flatMap(([name, value]) => [" ", badge(`fault: ${value === null ? name : `${name}=${value}`}`, "bad")]);
+  const enrolments = service.enrolments.map((e) => [e.id, `${e.kind}, ${e.attestation}`, e.allocation,
+    e.enabled ? badge("enabled", "good") : badge("disabled", "bad")]);
+  const registrations = service.registrations.map((r) => [r.registrationId, r.group ?? "", r.assignedHub, r.deviceId,
+    clock(r.lastUpdatedDateTimeUtc)]);
+  return [make("p", {}, "ID scope ", make("code", {}, service.idScope), ...faults),
+    make("h4", {}, "Enrolments"),
+    enrolments.length === 0 ? none("Nobody is enrolled.") : table(["Id", "Kind", "Allocation", "Status"], enrolments),
+    ...left(service.enrolmentsLeftOut, "enrolments"),
+    make("h4", {}, "Registrations"),
+    registrations.length === 0 ? none("No device has registered.") : table(["Registration id", "Group", "Hub", "Device", "At"], registrations),
+    ...left(service.registrationsLeftOut, "registrations")];
 }
 
 function live(text, kind) {

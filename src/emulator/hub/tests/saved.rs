@@ -206,6 +206,7 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("reject", |it| it.hub.reject("dev1", it.locked.lock, NOW).expect("locked")),
     ("abandon", |it| it.hub.abandon("dev1", it.locked.lock, NOW).expect("locked")),
     ("touch", |it| it.hub.touch("dev2", after(1))),
+    ("note_change", |it| it.hub.note_change()),
     ("record_event", |it| (0..150).for_each(|_| event(&mut it.hub, "dev2"))),
     ("record_event", |it| (0..150).for_each(|_| event(&mut it.hub, "dev1"))),
     ("next_feedback_batch", |it| {
