@@ -439,6 +439,10 @@ fn announce_provisioning(options: &Options, state: &Path) {
         folder,
         "the provisioning service has {count} individual enrolments and {group_count} groups of the command line"
     );
+    if options.devices.is_empty() && !devices.is_empty() {
+        let sourced = shell(&path(state, "env"));
+        tracing::info!("to register a device: . {sourced} && c2d-agent run -c config.toml");
+    }
 }
 
 fn path(state: &Path, name: &str) -> String {

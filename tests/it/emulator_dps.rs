@@ -206,6 +206,35 @@ fn any_device_of_a_group_registers_with_a_derived_key() {
 }
 
 #[test]
+fn a_device_of_a_group_loses_its_well_known_key_with_the_start_that_had_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let start = |option: &[&str]| {
+        let arguments = [&["--dps-group", "fleet"][..], option].concat();
+        Emulator::start_in(&dir.path().join("state"), "0", "0", &arguments)
+    };
+    let key = |emulator: &Emulator| {
+        let text = std::fs::read_to_string(emulator.state.join("dps/groups/fleet.key")).expect("a key");
+        let group = SharedAccessKey::from_base64(&text).expect("base64");
+        SharedAccessKey::from_bytes(group.digest(b"pump-1"))
+    };
+    let signs_in = |emulator: &Emulator, key: &SharedAccessKey| {
+        let connect = client::hub_connect("pump-1", key, "localhost");
+        Client::dial(emulator, None).connack_to(connect) == ConnectReturnCode::Success
+    };
+    let emulator = start(&["--well-known-keys"]);
+    let known = key(&emulator);
+    registered(&emulator, "pump-1", &known, "");
+    assert!(signs_in(&emulator, &known));
+    assert_eq!(emulator.process.terminate(), Some(0));
+
+    let emulator = start(&[]);
+    let own = key(&emulator);
+    assert!(own != known && !signs_in(&emulator, &known));
+    registered(&emulator, "pump-1", &own, "");
+    assert!(signs_in(&emulator, &own));
+}
+
+#[test]
 fn certificates_register_by_themselves_or_by_their_authority() {
     let dir = tempfile::tempdir().expect("a directory");
     let made = client::Certificates::make(dir.path());
@@ -321,6 +350,50 @@ fn wrong_options_are_told_and_nothing_starts() {
         let output = run(command.arg(dir.path().join("state")).args(arguments));
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(2) && text.contains(said), "{arguments:?}: {text}");
+    }
+}
+
+#[test]
+fn a_damaged_file_of_the_service_is_named_and_left_as_it_is() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let state = dir.path().join("state");
+    let emulator = Emulator::start_in(&state, "0", "0", &["--dps-device", "reg-01"]);
+    registered(&emulator, "reg-01", &device_key(&emulator, "reg-01"), "");
+    assert_eq!(emulator.process.terminate(), Some(0));
+    let file = state.join("provisioning.jsonl");
+    let whole = std::fs::read_to_string(&file).expect("text");
+    for (line, said) in [
+        (
+            r#"{"key":"registration/x","value":{"secret":1}}"#,
+            "the value of \"registration/x\" does not have its form",
+        ),
+        (
+            r#"{"key":"enrolment/group/x","value":{"attestation":{"type":"tpm"}}}"#,
+            "the value of \"enrolment/group/x\"",
+        ),
+        (
+            r#"{"key":"keys/group/x","value":{"primary":"?","secondary":"?"}}"#,
+            "the value of \"keys/group/x\"",
+        ),
+        ("<html>", "provisioning.jsonl cannot be used"),
+    ] {
+        let damaged = format!("{whole}{line}\n");
+        std::fs::write(&file, &damaged).expect("written");
+        let mut command = binary();
+        command.args([
+            "emulator",
+            "--mqtt-port",
+            "0",
+            "--amqp-port",
+            "0",
+            "--https-port",
+            "0",
+            "--state-dir",
+        ]);
+        let output = run(command.arg(&state).args(["--dps-device", "reg-01"]));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && text.contains(said), "{line}: {text}");
+        assert_eq!(std::fs::read_to_string(&file).expect("text"), damaged);
     }
 }
 

@@ -229,6 +229,19 @@ fn question(topic: &str) -> Option<Question<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_topic_is_a_question_or_not_without_a_panic(rest in "[$a-z=&%0-9-]{0,40}|.{0,40}") {
+            for begin in ["", REGISTER, POLL] {
+                let topic = format!("{begin}{rest}");
+                if let Some(Question::Register(id) | Question::Poll(id, _)) = question(&topic) {
+                    prop_assert!(!id.is_empty() && !id.contains('&'));
+                }
+            }
+        }
+    }
 
     #[test]
     fn only_the_documented_topics_are_questions() {

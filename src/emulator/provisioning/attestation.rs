@@ -114,7 +114,7 @@ impl Attestation {
 }
 
 /// The keys of one device of a group.
-fn derived(group: &KeyPair, registration_id: &str) -> KeyPair {
+pub(super) fn derived(group: &KeyPair, registration_id: &str) -> KeyPair {
     let key = |key: &SharedAccessKey| SharedAccessKey::from_bytes(key.digest(registration_id.as_bytes()));
     KeyPair { primary: key(&group.primary), secondary: key(&group.secondary) }
 }

@@ -145,6 +145,7 @@ fn checked_token(text: &str, id_scope: &str, id: &str, now: SystemTime) -> Resul
 mod tests {
     use super::*;
     use crate::credentials::SharedAccessKey;
+    use proptest::prelude::*;
     use std::time::Duration;
 
     #[test]
@@ -192,6 +193,16 @@ mod tests {
         }
         for id in ["", "a/b", "a b", "a.", "é", "..", &"x".repeat(129)] {
             assert!(!is_registration_id(id), "{id}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_user_name_or_not_without_a_panic(text in "[a-z/?=&:%.-]{0,60}|.{0,60}|[a-z]{1,5}/registrations/.{0,40}") {
+            if let Some(user) = DpsUserName::parse(&text) {
+                let begins = format!("{}/registrations/{}/", user.id_scope, user.registration_id);
+                prop_assert!(text.starts_with(&begins));
+            }
         }
     }
 }

@@ -391,3 +391,68 @@ fn key(sent: Option<String>, kept: SharedAccessKey) -> Result<SharedAccessKey, S
         Some(key) => SharedAccessKey::from_base64(&key).map_err(|_| "a key is not base64".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn keys(byte: u8) -> KeyPair {
+        let key = SharedAccessKey::from_bytes([byte; 32]);
+        KeyPair { primary: key.clone(), secondary: key }
+    }
+
+    fn read(
+        kind: EnrolmentKind,
+        body: Value,
+        present: Option<&EnrolmentRecord>,
+    ) -> Result<EnrolmentRecord, String> {
+        let body: EnrolmentBody = serde_json::from_value(body).map_err(|error| error.to_string())?;
+        body.record(kind, "a", present, keys(1), NOW)
+    }
+
+    #[test]
+    fn an_enrolment_is_the_same_when_it_was_stored_and_read() {
+        let sent = json!({
+            "attestation": { "type": "symmetricKey" }, "deviceId": "pump-7", "iotHubs": ["b", "a"],
+            "allocationPolicy": "geoLatency", "provisioningStatus": "disabled", "capabilities": { "iotEdge": true },
+            "reprovisionPolicy": { "updateHubAssignment": false }, "initialTwin": { "tags": { "x": 1 } },
+        });
+        let made = read(EnrolmentKind::Individual, sent, None).expect("an enrolment");
+        assert_eq!(made.attestation, Attestation::Keys(keys(1)), "keys are made where none are sent");
+        assert_eq!((made.moves, made.migrates, made.enabled), (false, true, false));
+        let stored = made.stored();
+        assert!(stored["attestation"]["symmetricKey"]["primaryKey"].is_string());
+        let body: EnrolmentBody = serde_json::from_value(stored).expect("its own form");
+        let later = NOW + std::time::Duration::from_secs(9);
+        let again = body.record(made.kind, "a", None, keys(2), later).expect("its own form");
+        assert_eq!((&again, again.etag()), (&made, made.etag()));
+    }
+
+    #[test]
+    fn a_change_without_keys_keeps_them_and_one_without_a_hub_does_not_keep_the_hub() {
+        let first = json!({ "attestation": { "type": "symmetricKey" }, "iotHubHostName": "b" });
+        let made = read(EnrolmentKind::Group, first, None).expect("an enrolment");
+        assert_eq!(
+            (made.allocation, made.hubs.as_slice()),
+            (AllocationPolicy::Static, &["b".to_owned()][..])
+        );
+        let body: EnrolmentBody = serde_json::from_value(made.show(false)).expect("what was shown");
+        let changed = body.record(made.kind, "a", Some(&made), keys(2), NOW).expect("an enrolment");
+        assert_eq!(changed.attestation, made.attestation);
+        let bare = json!({ "attestation": { "type": "symmetricKey" } });
+        let bare = read(EnrolmentKind::Group, bare, Some(&made)).expect("an enrolment");
+        assert_eq!((bare.allocation, bare.hubs.len()), (AllocationPolicy::Hashed, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn any_certificate_is_read_or_refused_without_a_panic(text in "[A-Za-z0-9+/=]{0,200}|-----BEGIN CERTIFICATE-----.{0,80}|.{0,80}") {
+            for kind in [EnrolmentKind::Individual, EnrolmentKind::Group] {
+                prop_assert!(certificate(kind, &text).is_err());
+            }
+        }
+    }
+}

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::allocation::AllocationPolicy;
-use super::attestation::{Attestation, EnrolmentKind};
+use super::attestation::{Attestation, EnrolmentKind, derived};
 use super::book::ProvisioningBook;
 use super::desk::ProvisioningDesk;
 use super::enrolment::{EnrolmentRecord, certificate};
@@ -19,8 +19,8 @@ use super::settings::{EnrolmentOption, EnrolmentOptionError, EnrolmentSecret, Pr
 use super::store::ProvisioningStore;
 use crate::credentials::{HostPort, SharedAccessKey};
 use crate::emulator::hubs::Hubs;
-use crate::emulator::registry::KeyPair;
-use crate::emulator::state_dir::{ServedProvisioning, StateDirError, WELL_KNOWN_KEYS, write_into};
+use crate::emulator::registry::{Device, DeviceCredential, KeyPair};
+use crate::emulator::state_dir::{ServedProvisioning, StateDirError, WELL_KNOWN_KEYS, make_keys, write_into};
 use crate::trust;
 
 /// The folder in the state directory.
@@ -48,6 +48,7 @@ pub(in crate::emulator) struct OpenedProvisioning {
     store: ProvisioningStore,
     owner: KeyPair,
     root: PathBuf,
+    has_known_keys: bool,
     /// The first device of the command line that has a key, and that key.
     first: Option<(String, String)>,
 }
@@ -89,7 +90,7 @@ pub(in crate::emulator) fn open(
         tracing::info!(registration_id = order.registration_id, fault = ?order.fault, "a fault was set");
         book.faults.set(order.clone())?;
     }
-    Ok(OpenedProvisioning { book, store, owner, root: root.to_owned(), first })
+    Ok(OpenedProvisioning { book, store, owner, root: root.to_owned(), has_known_keys, first })
 }
 
 impl OpenedProvisioning {
@@ -112,8 +113,28 @@ impl OpenedProvisioning {
         let (host, key) = (HostPort { name, port: https_port }, self.owner.primary.expose_base64());
         let text = format!("HostName={host};SharedAccessKeyName={POLICY};SharedAccessKey={key}\n");
         write_into(&self.root.join(FOLDER).join("service.connection-string"), &text)?;
+        if !self.has_known_keys {
+            forget_known_keys(&self.book, &hubs)?;
+        }
         Ok(ProvisioningDesk::new(self.book, self.store, self.owner, hubs))
     }
+}
+
+/// Replaces the keys of devices that registered in a group while its key was a well-known one: that key counts for one
+/// start. Such a device gets its key when it registers again.
+fn forget_known_keys(book: &ProvisioningBook, hubs: &Hubs) -> Result<(), StateDirError> {
+    let Some(known) = known_keys() else { return Ok(()) };
+    for record in book.registrations().filter(|record| record.group.is_some()) {
+        let (Some(registrar), fresh) = (hubs.named(&record.hub), make_keys()?) else { continue };
+        let of_known = DeviceCredential::Keys(derived(&known, &record.registration_id));
+        registrar.hub().with(|hub, _| {
+            let present = hub.identity(&record.device_id).map(|own| own.device);
+            if let Some(device) = present.filter(|device| device.credential == of_known) {
+                hub.add_device(Device { credential: DeviceCredential::Keys(fresh), ..device });
+            }
+        });
+    }
+    Ok(())
 }
 
 fn known_keys() -> Option<KeyPair> {
