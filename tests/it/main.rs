@@ -77,6 +77,7 @@ mod mosquitto;
 mod names;
 mod new_user;
 mod node;
+mod node_provisioning;
 mod node_services;
 mod obstacles;
 mod orphans;
