@@ -14,6 +14,9 @@ use crate::message::format_time;
 /// than 1 is not believed by all clients.
 const RETRY_AFTER: u32 = 1;
 
+/// Most characters of a reason that may repeat foreign text.
+const MAX_REASON: usize = 300;
+
 /// An answer over any protocol.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::emulator) struct DpsAnswer {
@@ -89,8 +92,10 @@ impl DpsRefusal {
         Self::new(401, 401_002, "Unauthorized", reason)
     }
 
-    /// 400: the body is wrong, and the client may know how. The code is a choice.
+    /// 400: the body is wrong, and the client may know how. The code is a choice. A reason may repeat what the client
+    /// has sent, so only its beginning is kept.
     pub(super) fn bad_request(reason: String) -> Self {
+        let reason: String = reason.chars().take(MAX_REASON).collect();
         Self { said: reason.clone(), ..Self::new(400, 400_004, "", reason) }
     }
 
