@@ -35,6 +35,7 @@ use crate::session::Event;
 mod alone;
 mod assigning;
 mod board;
+mod certificates;
 pub(crate) mod control;
 mod desk;
 mod error;
@@ -45,6 +46,7 @@ mod message;
 mod new_rules;
 mod recovery;
 mod reload;
+mod renewing;
 mod report;
 mod reports;
 mod requests;
@@ -107,7 +109,7 @@ pub struct AgentSettings {
 /// # Cancel safety
 /// Dropping it kills the actions in flight, cuts the connection, and puts pins into their `on_exit` state.
 pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-    let AgentSettings { config, twin, clock, hurry, reload, observer } = settings;
+    let AgentSettings { mut config, twin, clock, hurry, reload, observer } = settings;
     let mut shutdown = pin!(shutdown);
     // The claim must outlive the pins and the connection, because the next agent needs both to be free.
     let claim = Inbox::claim(&config.inbox);
@@ -126,6 +128,8 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
             "connecting"
         );
     }
+    prepare(&mut config);
+    let assigning = Assigning::new(&config, clock);
     let sessions = Sessions::open(&config, clock)?;
     // The inbox knows since when pins are on. If the inbox is in trouble, the pins are claimed without that.
     let first = tokio::time::timeout(OPEN_LIMIT, inbox.next()).await.ok();
@@ -138,9 +142,10 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
         leftovers,
         requests: Requests::default(),
         reader: ConfigReader::new(reload, clock),
-        assigning: Assigning::new(clock),
+        assigning,
         twin,
     };
+    renewing::configured(&mut agent.desk);
     let result = agent.dispatch(shutdown).await;
     // This runs also if the session has ended with an error, because actions may still be running.
     let result = result.and(agent.wind_down(&hurry).await);
@@ -226,8 +231,11 @@ impl Agent {
                 desk.pins_noted.note(&desk.machine, &mut desk.inbox, now);
             }
             Happening::PinMoved => desk.reports.look_again(),
-            Happening::Reload(progress) => reload::progressed(desk, twin, progress),
-            Happening::Assigned(reassigned) => assigning::moved(desk, *reassigned),
+            Happening::Reload(progress) => {
+                reload::progressed(desk, twin, progress);
+                renewing::configured(desk);
+            }
+            Happening::Assigned(reassigned) => renewing::done(desk, *reassigned),
             Happening::Twin(verdict) => twin::judged(desk, twin, verdict),
             Happening::Time => self.time_passed(),
         }
@@ -258,17 +266,21 @@ impl Agent {
         let twin = twin.wake().filter(|_| self.may_follow_twin());
         let (reports, in_hand) = (desk.reports.wake(), desk.in_hand.wake());
         let (watchdog, sign) = (desk.watch.supervision.wake(), desk.machine.actions.next_sign());
-        [reports, in_hand, twin, watchdog, sign, requests.wake()].into_iter().flatten().min()
+        let certificates = desk.certificates.wake().filter(|_| !self.assigning.is_busy());
+        [certificates, reports, in_hand, twin, watchdog, sign, requests.wake()].into_iter().flatten().min()
     }
 
     fn time_passed(&mut self) {
-        let Self { desk, requests, .. } = self;
+        let Self { desk, requests, assigning, .. } = self;
         let over = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
         if over(requests.wake()) {
             requests.open(&desk.rules.config().inbox.socket);
         }
         if over(desk.in_hand.next_offer()) {
             arrive::offer_again(desk);
+        }
+        if over(desk.certificates.wake()) && !assigning.is_busy() && !desk.in_hand.stopping {
+            renewing::look(desk, assigning);
         }
         if over(desk.in_hand.held_look) {
             recovery::look_at_held(desk);
@@ -315,6 +327,16 @@ async fn next_change(
         return Happening::Assigned(Box::new(assigning.next(config).await));
     }
     Happening::Reload(reader.next(twin.kept(), config.provisioning.as_ref()).await)
+}
+
+/// Makes sure that a certificate can be asked for, if the configuration wants one.
+fn prepare(config: &mut Config) {
+    if let Some(mut provisioning) = config.provisioning.clone() {
+        if let Err(reason) = provisioning.prepare() {
+            tracing::error!(%reason, "no certificate is asked for");
+        }
+        config.enrol(provisioning);
+    }
 }
 
 /// Waits for a point in time. If there is none, it waits for ever.

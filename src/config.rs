@@ -20,6 +20,7 @@ use sources::Sources;
 mod conditions;
 mod device;
 mod drop_ins;
+mod enrolled;
 mod field;
 mod files;
 mod gpio;
@@ -52,9 +53,9 @@ mod twin;
 mod twin_rules;
 mod with_twin;
 
+pub use enrolled::Provisioning;
 pub use identities::Identities;
 pub(crate) use inbox::RECORD_BYTES;
-pub use provisioning::Provisioning;
 pub use report::Report;
 pub(crate) use report::counted;
 pub use rule::TwinRule;

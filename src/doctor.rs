@@ -78,8 +78,7 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
     let Case { inspection, agent, offline, sign_in, https_port, clock } = case;
     let began = Instant::now();
     let (identities, secret_file) = (inspection.identities(), inspection.secret_file.clone());
-    let registration_id =
-        inspection.provisioning.as_ref().map(|enrolled| enrolled.enrolment.registration_id.clone());
+    let provisioning = inspection.provisioning.clone();
     let secrets = {
         let (inbox, agent) = (inspection.inbox.clone(), agent.clone());
         let is_device_wanted = inspection.identity_problem.is_some();
@@ -89,7 +88,7 @@ pub async fn examine(case: Case, mut tell: impl FnMut(Finding)) {
                 identities.as_ref(),
                 is_device_wanted,
                 secret_file.as_deref(),
-                registration_id.as_deref(),
+                provisioning.as_ref(),
                 clock(),
             ));
             found

@@ -25,6 +25,7 @@
 //! | vocabulary | [`config`], [`rules`] | TOML to typed rules; a message to a plan |
 //! | | [`message`], [`credentials`], [`feedback`], [`outcome`] | what goes over the wire |
 //! | | [`provisioning`] | a device's enrolment through the Device Provisioning Service: what is asked and answered |
+//! | | [`certificate`] | a device's own certificate: its key, the request for it, the pairs on its disk |
 //! | | `trust` | who can change a file, and how to make a file that no other user can change |
 //! | | `features` | the parts that a smaller build lacks |
 //!
@@ -63,6 +64,7 @@ pub mod agent;
 #[cfg(feature = "full")]
 #[allow(dead_code)] // Not every feature set uses both ends.
 mod amqp_frames;
+pub mod certificate;
 pub mod cli;
 pub mod config;
 pub mod credentials;

@@ -175,6 +175,10 @@ pub struct TwinReport {
     pub pins: BTreeMap<String, String>,
     /// The result of the desired properties. Absent if the agent does not look at them.
     pub desired: Option<DesiredReport>,
+    /// The certificate of the device. It stands beside the agent's part, where Microsoft asks devices to report it.
+    /// Source: wire reference 12.6.
+    #[serde(skip)]
+    pub certificate: Option<TwinCertificate>,
     /// The message that came last.
     pub last_message: Option<LastMessage>,
     /// How many messages ended in which way.
@@ -207,6 +211,16 @@ pub struct TwinConnection {
     pub transport: Option<String>,
     /// Since when, in RFC 3339.
     pub since: String,
+}
+
+/// When a certificate is valid, in RFC 3339.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TwinCertificate {
+    /// From when on.
+    pub valid_from: String,
+    /// Until when.
+    pub valid_until: String,
 }
 
 /// The result of the desired properties.
@@ -336,7 +350,11 @@ impl TwinReport {
                 entries.entry(key.clone()).or_insert(Value::Null);
             }
         }
-        json!({ TWIN_SECTION: section })
+        let mut patch = json!({ TWIN_SECTION: section });
+        if let Some(certificate) = &self.certificate {
+            patch["certificate"] = serde_json::to_value(certificate).unwrap_or_default();
+        }
+        patch
     }
 
     /// Reads the agent's part of reported properties, without parts that this program does not understand. `None` if
@@ -358,6 +376,7 @@ impl TwinReport {
             connection: TwinConnection::deserialize(part("connection")).ok(),
             pins: pins.filter_map(|(pin, state)| Some((pin.clone(), state.as_str()?.to_owned()))).collect(),
             desired: DesiredReport::deserialize(part("desired")).ok(),
+            certificate: reported.get("certificate").and_then(|it| TwinCertificate::deserialize(it).ok()),
             last_message: LastMessage::deserialize(part("lastMessage")).ok(),
             totals: Totals::deserialize(part("totals")).unwrap_or_default(),
             rules: rules.filter_map(|(key, entry)| Some((key.clone(), report(entry)?))).collect(),

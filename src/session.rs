@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificate::CertificateFacts;
 use crate::credentials::Transport;
 use crate::tls::TlsError;
 
@@ -30,10 +31,12 @@ mod arrivals;
 mod backoff;
 mod calls;
 mod carrier;
+mod certificates;
 mod confirmations;
 mod connection;
 mod delivery;
 mod dial;
+mod due;
 mod enrol;
 mod event;
 mod failure;
@@ -48,12 +51,15 @@ mod registrations;
 mod signin;
 mod terms;
 mod transports;
+mod trial;
 mod upstream;
 
 #[cfg(test)]
 mod tests;
 
 use arrivals::Arrived;
+pub(crate) use certificates::CertificateAnswer;
+use certificates::{CertificateAnswers, NextRegistration};
 use confirmations::Confirmations;
 pub(crate) use delivery::{Delivery, Receipt};
 #[allow(unused_imports)] // Only the doctor uses the error, which needs the feature `full`.
@@ -66,7 +72,7 @@ use publish::Publisher;
 #[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
 pub(crate) use signin::EARLIEST_PLAUSIBLE;
 #[allow(unused_imports)] // Only the doctor uses it, which needs the feature `full`.
-pub(crate) use terms::{HubSource, Settings, Terms, standard_port};
+pub(crate) use terms::{HubSource, Issuing, Settings, Terms, standard_port};
 pub(crate) use upstream::{PublishError, Upstream};
 
 /// Changes of the connection that the agent has not seen yet. The agent looks at them first.
@@ -81,6 +87,7 @@ pub(crate) struct Session {
     told: SideReports,
     keeper: JoinSet<Result<(), SessionError>>,
     terms: watch::Sender<Arc<Terms>>,
+    registration: Arc<NextRegistration>,
     no_more: CancellationToken,
     stop: CancellationToken,
 }
@@ -90,6 +97,7 @@ struct SideReports {
     publisher: Arc<Publisher>,
     desired: Arc<Notify>,
     confirmations: Arc<Confirmations>,
+    certificates: Arc<CertificateAnswers>,
 }
 
 impl Session {
@@ -98,6 +106,8 @@ impl Session {
     /// # Errors
     /// [`TlsError`] names the file at fault.
     pub(crate) fn open(settings: Settings) -> Result<Self, TlsError> {
+        let registration = Arc::new(NextRegistration::default());
+        registration.set(settings.issuing.csr.clone());
         let (terms, terms_out) = watch::channel(Arc::new(Terms::read(settings)?));
         let (arrivals, arrived) = arrivals::channels();
         let (events_in, events) = mpsc::channel(EVENTS);
@@ -105,6 +115,7 @@ impl Session {
             publisher: Arc::default(),
             desired: Arc::clone(&arrivals.desired),
             confirmations: Arc::clone(&arrivals.confirmations),
+            certificates: Arc::clone(&arrivals.certificates),
         };
         let (no_more, stop) = (CancellationToken::new(), CancellationToken::new());
         let keeper = keeper::Keeper {
@@ -112,22 +123,41 @@ impl Session {
             arrivals,
             events: events_in,
             publisher: Arc::clone(&told.publisher),
+            registration: Arc::clone(&registration),
             no_more: no_more.clone(),
             stop: stop.clone(),
         };
         let mut task = JoinSet::new();
         task.spawn(keeper.run());
-        Ok(Self { events, arrived, told, keeper: task, terms, no_more, stop })
+        Ok(Self { events, arrived, told, keeper: task, terms, registration, no_more, stop })
     }
 
     /// Uses other terms. If anything differs, the session signs in with them as it does to renew a token: in a pause
     /// between messages, or now if it waits for its next attempt. True if anything differs.
     pub(crate) fn change(&self, terms: Terms) -> bool {
+        self.registration.set(terms.settings.issuing.csr.clone());
         let differs = terms.differ(&self.terms.borrow());
         if differs {
             self.terms.send_replace(Arc::new(terms));
         }
         differs
+    }
+
+    /// Has the session ask the Device Provisioning Service again: it leaves its hub in good order for that. Without a
+    /// connection it does so with the next one.
+    pub(crate) fn register_again(&self) {
+        self.registration.wanted.notify_one();
+    }
+
+    /// The certificate of the present terms, if the device signs in with one.
+    pub(crate) fn certificate(&self) -> Option<CertificateFacts> {
+        self.terms.borrow().certificate()
+    }
+
+    /// As [`Session::change`], also if nothing differs: the session waits for what comes of an assignment.
+    pub(crate) fn go_on_with(&self, terms: Terms) {
+        self.registration.set(terms.settings.issuing.csr.clone());
+        self.terms.send_replace(Arc::new(terms));
     }
 
     /// Whether messages can be settled in this way. MQTT can only complete them. Source: wire reference 1.6, 2.6.
@@ -195,6 +225,7 @@ async fn next_event(
         (ticket, result) = told.publisher.next(), if !keeper.is_empty() => Event::Published { ticket, result },
         Some(event) = events.recv() => event,
         marks = told.confirmations.next(), if !keeper.is_empty() => Event::Confirmed(marks),
+        answer = told.certificates.next(), if !keeper.is_empty() => Event::CertificateAnswer(answer),
         () = told.desired.notified(), if !keeper.is_empty() => Event::DesiredChanged,
         Some(ended) = keeper.join_next() => Event::Ended(match ended {
             Ok(Err(error)) => error,

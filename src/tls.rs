@@ -15,10 +15,8 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::trust;
 
-mod common_name;
 mod witness;
 
-pub use common_name::common_name;
 pub use witness::{Judgement, Witness};
 
 /// The certificate and key that a device signs in with, both PEM files.
@@ -216,7 +214,7 @@ pub fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError>
 
 /// Says in one sentence why a TLS connection to `host` failed, if TLS was the reason.
 pub fn describe(error: &rustls::Error, host: &str) -> String {
-    use rustls::{AlertDescription, CertificateError, Error};
+    use rustls::{CertificateError, Error};
     match error {
         error if is_untrusted(error) => format!(
             "the certificate of {host} is not signed by a root that this machine trusts: install the \
@@ -238,15 +236,7 @@ pub fn describe(error: &rustls::Error, host: &str) -> String {
             format!("the certificate of {host} is not valid yet: check this machine's clock")
         }
         Error::InvalidCertificate(other) => format!("the certificate of {host} is not acceptable ({other})"),
-        Error::AlertReceived(
-            alert @ (AlertDescription::BadCertificate
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateRequired
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied),
-        ) => format!(
+        Error::AlertReceived(alert) if refuses_client(error) => format!(
             "{host} refused this device's certificate ({alert:?}): check that it is the registered one, and its dates"
         ),
         Error::InvalidMessage(_) => {
@@ -263,6 +253,26 @@ pub fn is_untrusted(error: &rustls::Error) -> bool {
     // A bad signature means a root with the right name and another key, such as an older one.
     use rustls::CertificateError::{BadSignature, UnknownIssuer};
     matches!(error, rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature))
+}
+
+/// Whether the peer refused the certificate of this side.
+pub fn refuses_client(error: &rustls::Error) -> bool {
+    use rustls::AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, UnknownCA,
+    };
+    matches!(
+        error,
+        rustls::Error::AlertReceived(
+            BadCertificate
+                | CertificateUnknown
+                | CertificateExpired
+                | CertificateRevoked
+                | CertificateRequired
+                | UnknownCA
+                | AccessDenied
+        )
+    )
 }
 
 /// Finds the TLS failure inside an I/O error, where rustls puts it.

@@ -10,7 +10,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
@@ -286,6 +286,30 @@ pub(crate) fn open(path: &Path, access: OFlags) -> io::Result<File> {
 pub(crate) fn open_plain(path: &Path, access: OFlags) -> io::Result<File> {
     let own = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     Ok(File::from(rustix::fs::open(path, access | own, Mode::empty())?))
+}
+
+/// The text of a file that this program keeps; `None` if there is none. A file that other users can change is not read.
+/// If root runs this, the owner of the file's directory may own it, too.
+///
+/// # Errors
+/// Why it does not count, without its name.
+pub(crate) fn read_own(path: &Path, limit: u64) -> Result<Option<String>, String> {
+    let opened = match open_plain(path, OFlags::RDONLY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.and_then(|opened| Ok((opened.metadata()?, opened))),
+    };
+    let (metadata, opened) = opened.map_err(|error| in_words(&error))?;
+    if !metadata.is_file() {
+        return Err("it is not a regular file: remove it".to_owned());
+    }
+    let owner = owner_for_root(path);
+    let foreign = foreign_in(path, &metadata);
+    if let Some(foreign) = foreign.filter(|foreign| foreign.owner().is_none() || foreign.owner() != owner) {
+        return Err(format!("it {}: remove it, or {}", foreign.what(), foreign.remedy()));
+    }
+    let mut text = String::new();
+    opened.take(limit + 1).read_to_string(&mut text).map_err(|error| in_words(&error))?;
+    if text.len() as u64 > limit { Err(format!("it is larger than {limit} bytes")) } else { Ok(Some(text)) }
 }
 
 /// Whether [`open_plain`] failed because the file is a link.

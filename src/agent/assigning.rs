@@ -1,15 +1,19 @@
-//! An assignment of the Device Provisioning Service is kept on disk, and the session moves to its hub.
+//! What comes of the device's enrolment and of its certificates is kept on disk, and the session goes on with it.
 //!
-//! Owns: that the disk does not hold up the loop, and that a full one does not keep the device from its hub. Must not
-//! know: how a registration is made.
+//! Owns: that the disk does not hold up the loop, one step at a time, and that a full one does not keep the device from
+//! its hub. Must not know: how a registration is made, when a certificate is renewed.
 //!
 //! The inbox stays as it is: what is in it is finished, and its reports go to the new hub.
 
+use std::collections::VecDeque;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::SystemTime;
 
 use tokio::task::JoinHandle;
 
 use crate::config::{Config, Provisioning};
+use crate::credentials::DeviceAuth;
 use crate::provisioning::Assignment;
 use crate::tls::TlsError;
 
@@ -17,91 +21,174 @@ use super::desk::Desk;
 use super::recovery;
 use super::sessions::RoleTerms;
 
-/// The assignment that is being kept.
+/// The most steps that wait. More than one is rare: each follows from something that the session reports.
+const MOST_WAITING: usize = 8;
+
+/// The steps that are being taken.
 #[derive(Debug)]
 pub(super) struct Assigning {
     clock: fn() -> SystemTime,
-    wanted: Option<Assignment>,
+    wanted: VecDeque<EnrolmentStep>,
+    /// The files of the pair as they were when they could last be used.
+    files: Option<FileStamps>,
     under_way: Option<JoinHandle<Reassigned>>,
 }
 
-/// What follows from an assignment.
+/// One change of what is on disk.
 #[derive(Debug)]
-pub(super) struct Reassigned {
-    provisioning: Provisioning,
-    /// Why the assignment could not be kept, if it could not.
-    trouble: Option<String>,
-    terms: Result<RoleTerms, TlsError>,
+pub(super) enum EnrolmentStep {
+    /// The service has assigned a hub, and may have issued a certificate.
+    Assigned(Assignment),
+    /// The hub has issued this chain, in base64 of DER.
+    Issued(Vec<String>),
+    /// The next pair has signed in: it becomes the current one, and there is a key for the one after it.
+    TakeUp,
+    /// There is a new key, in place of the next pair if that was refused.
+    NewKey,
+    /// Somebody else may have written the files of the pair.
+    LookAtFiles,
 }
 
+/// What follows from a step.
+#[derive(Debug)]
+pub(super) struct Reassigned {
+    pub(super) step: EnrolmentStep,
+    /// Absent if the configuration names the device.
+    provisioning: Option<Provisioning>,
+    /// What could not be kept, and why.
+    pub(super) trouble: Option<String>,
+    /// What to sign in with; absent if the files have not changed.
+    pub(super) terms: Option<Result<RoleTerms, TlsError>>,
+    files: Option<FileStamps>,
+}
+
+/// What tells one content of two files from the next: for each file its number, its size, and the last change.
+type FileStamps = [(u64, u64, i64, i64); 2];
+
 impl Assigning {
-    pub(super) fn new(clock: fn() -> SystemTime) -> Self {
-        Self { clock, wanted: None, under_way: None }
+    /// Call it before the files of `config` are read: a later change is seen then.
+    pub(super) fn new(config: &Config, clock: fn() -> SystemTime) -> Self {
+        Self { clock, wanted: VecDeque::new(), files: stamps(config), under_way: None }
     }
 
-    /// The service has assigned a hub.
-    pub(super) fn assigned(&mut self, assignment: Assignment) {
-        self.wanted = Some(assignment);
+    /// Takes a step after those that wait.
+    pub(super) fn want(&mut self, step: EnrolmentStep) {
+        if self.wanted.len() < MOST_WAITING {
+            self.wanted.push_back(step);
+        } else {
+            tracing::warn!(?step, "a step of the enrolment is left out, because its disk hangs");
+        }
     }
 
-    /// Whether there is an assignment to keep. Meanwhile the configuration must not change.
+    /// Whether there is a step to take. Meanwhile the configuration must not change.
     pub(super) fn is_busy(&self) -> bool {
-        self.wanted.is_some() || self.under_way.is_some()
+        !self.wanted.is_empty() || self.under_way.is_some()
     }
 
-    /// Keeps the assignment of the device of `config`, in a thread of its own, and waits until it is kept or cannot be.
-    /// Without one, it never resolves. Cancel safe.
+    /// Takes a step for the device of `config`, in a thread of its own, and waits until it is done. Without one, it
+    /// never resolves. Cancel safe.
     pub(super) async fn next(&mut self, config: &Config) -> Reassigned {
         if self.under_way.is_none()
-            && let (Some(assignment), Some(provisioning)) = (self.wanted.take(), &config.provisioning)
+            && let Some(step) = self.wanted.pop_front()
         {
-            self.under_way = Some(keep(config.clone(), provisioning.clone(), assignment, self.clock));
+            let (config, files, clock) = (config.clone(), self.files, self.clock);
+            self.under_way = Some(tokio::task::spawn_blocking(move || take(config, step, files, clock)));
         }
         let Some(task) = &mut self.under_way else { return std::future::pending().await };
         let ended = task.await;
         self.under_way = None;
         match ended {
-            Ok(reassigned) => reassigned,
+            Ok(reassigned) => {
+                if matches!(reassigned.terms, Some(Ok(_))) {
+                    self.files = reassigned.files;
+                }
+                reassigned
+            }
             Err(error) => unreachable!("a panic ends the process, and nothing aborts this task: {error}"),
         }
     }
 }
 
-fn keep(
+/// Changes in the disk's order, and reads what to sign in with. `before`: the files as they were.
+fn take(
     mut config: Config,
-    mut provisioning: Provisioning,
-    assignment: Assignment,
+    step: EnrolmentStep,
+    before: Option<FileStamps>,
     clock: fn() -> SystemTime,
-) -> JoinHandle<Reassigned> {
-    let at = clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    provisioning.assign(assignment, at);
-    tokio::task::spawn_blocking(move || {
-        let trouble = provisioning.write().err();
-        config.enrol(provisioning.clone());
-        Reassigned { provisioning, trouble, terms: RoleTerms::read(&config, clock) }
-    })
+) -> Reassigned {
+    let mut trouble = None;
+    if let Some(mut provisioning) = config.provisioning.take() {
+        let done = match &step {
+            EnrolmentStep::Assigned(assignment) => {
+                let at = clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                let issued = assignment.issued.clone();
+                provisioning.assign(assignment.clone(), at);
+                let kept = provisioning.write().map_err(|reason| {
+                    format!(
+                        "the assignment is used, but not kept: the next start asks for it again: {reason}"
+                    )
+                });
+                kept.and(if issued.is_empty() { Ok(()) } else { provisioning.issued(&issued) })
+            }
+            EnrolmentStep::Issued(chain) => provisioning.issued(chain),
+            EnrolmentStep::TakeUp => provisioning.take_up().and_then(|()| provisioning.prepare()),
+            EnrolmentStep::NewKey => provisioning.begin(),
+            EnrolmentStep::LookAtFiles => Ok(()),
+        };
+        trouble = done.err();
+        config.enrol(provisioning);
+    }
+    // Taken before the files are read: see `new`.
+    let files = stamps(&config);
+    let is_same = matches!(step, EnrolmentStep::LookAtFiles) && files == before;
+    let terms = (!is_same).then(|| RoleTerms::read(&config, clock));
+    Reassigned { step, trouble, terms, files, provisioning: config.provisioning }
 }
 
-/// Moves the session to the assigned hub.
+/// The files of the pair of the device, if it has one. None if one of them is missing.
+fn stamps(config: &Config) -> Option<FileStamps> {
+    let DeviceAuth::Certificate { certificate, private_key } = &config.identities.device()?.auth else {
+        return None;
+    };
+    let stamp = |file: &Path| {
+        let metadata = std::fs::metadata(file).ok()?;
+        Some((metadata.ino(), metadata.len(), metadata.mtime(), metadata.mtime_nsec()))
+    };
+    Some([stamp(certificate)?, stamp(private_key)?])
+}
+
+/// Moves the session to the assigned hub, or has it sign in with the pair that was issued.
 pub(super) fn moved(desk: &mut Desk, reassigned: Reassigned) {
-    let Reassigned { provisioning, trouble, terms } = reassigned;
+    let Reassigned { step, provisioning, trouble, terms, .. } = reassigned;
     if let Some(reason) = trouble {
-        tracing::error!(%reason, "the assignment is used, but not kept: the next start asks for it again");
+        tracing::error!("{reason}");
     }
     let terms = match terms {
-        Ok(terms) => terms,
-        Err(error) => return tracing::error!(%error, "the assigned hub cannot be used"),
+        Some(Ok(terms)) => terms,
+        None => return,
+        Some(Err(error)) => {
+            return tracing::error!(%error, "the device cannot sign in with what it was given");
+        }
     };
     let name = |provisioning: &Provisioning| {
         let (assignment, _) = provisioning.assigned.as_ref()?;
         Some((assignment.hub.to_string(), assignment.device_id.clone()))
     };
     let before = desk.rules.config().provisioning.as_ref().and_then(name);
-    let after = name(&provisioning);
-    let (hub, device_id) = after.clone().unwrap_or_default();
-    tracing::info!(%hub, device_id, "assigned by the provisioning service");
-    desk.rules.reassign(provisioning);
-    desk.sessions.change(terms);
+    let after = provisioning.as_ref().and_then(name);
+    if matches!(step, EnrolmentStep::Assigned(_)) {
+        let (hub, device_id) = after.clone().unwrap_or_default();
+        tracing::info!(%hub, device_id, "assigned by the provisioning service");
+    }
+    if let Some(provisioning) = provisioning {
+        desk.rules.reassign(provisioning);
+    }
+    match &step {
+        EnrolmentStep::Assigned(assignment) if !assignment.issued.is_empty() => {
+            desk.sessions.go_on_with(terms)
+        }
+        _ => drop(desk.sessions.change(terms)),
+    }
     if before.is_some() && before != after {
         recovery::leave_hub(desk);
     }

@@ -141,6 +141,7 @@ impl Board {
             refused_reload: self.refused_reload,
             connection,
             next_token_renewal,
+            certificate: None,
             module: beside,
             desired: desired.cloned(),
             twin_rules: config.twin_rules.len(),

@@ -15,13 +15,14 @@ use crate::config::Config;
 use crate::inbox::Inbox;
 use crate::outcome::DesiredReport;
 
+use super::certificates::Certificates;
 use super::machine::{Machine, PinsNoted};
 use super::message::in_hand::InHand;
 use super::report::AgentEvent;
 use super::reports::Reports;
 use super::rulebook::Rulebook;
 use super::sessions::{Sessions, writes_twin};
-use super::status::Status;
+use super::status::{CertificateStatus, Status};
 use super::watch::Watchers;
 
 /// What the way of a message works with.
@@ -34,6 +35,7 @@ pub(super) struct Desk {
     pub(super) pins_noted: PinsNoted,
     pub(super) reports: Reports,
     pub(super) watch: Watchers,
+    pub(super) certificates: Certificates,
     clock: fn() -> SystemTime,
 }
 
@@ -58,6 +60,7 @@ impl Desk {
             pins_noted: PinsNoted::Yes,
             reports,
             watch,
+            certificates: Certificates::default(),
             clock,
         }
     }
@@ -69,7 +72,16 @@ impl Desk {
     /// The answer to `status`. `desired`: what is reported of the twin's rules.
     pub(super) fn status(&self, desired: Option<&DesiredReport>) -> Status {
         let pins = self.machine.pins().collect();
-        self.watch.board.status(self.rules.config(), &self.in_hand, pins, desired)
+        let config = self.rules.config();
+        let certificate = self.certificate();
+        Status { certificate, ..self.watch.board.status(config, &self.in_hand, pins, desired) }
+    }
+
+    /// The certificate that the device signs in with.
+    pub(super) fn certificate(&self) -> Option<CertificateStatus> {
+        let provisioning = self.rules.config().provisioning.as_ref();
+        let issued = provisioning.and_then(|provisioning| provisioning.pairs.as_ref()?.file());
+        self.certificates.status(issued.is_some())
     }
 
     /// Brings up to date what the service manager shows.

@@ -7,11 +7,12 @@ use tokio::time::Instant;
 use crate::inbox::{Number, Op};
 use crate::session::Event;
 
-use super::assigning::Assigning;
+use super::assigning::{Assigning, EnrolmentStep};
 use super::desk::Desk;
 use super::error::AgentError;
 use super::message::arrive;
 use super::recovery;
+use super::renewing;
 use super::report::AgentEvent;
 use super::sessions::{PublishId, Role, Sessions};
 use super::twin::{self, TwinRulesState};
@@ -39,7 +40,7 @@ pub(super) fn happened(
                 arrive::arrived(desk, role, delivery);
             }
         }
-        Event::Subscribed { transport, renewal, expiry } => {
+        Event::Subscribed { transport, renewal, expiry, certificate } => {
             if let Some(view) = desk.watch.board.connection(role) {
                 view.connected(now, transport, renewal, expiry);
             }
@@ -48,6 +49,9 @@ pub(super) fn happened(
                 desk.reports.connected();
                 desk.reports.look_again();
                 twin.connected();
+            }
+            if role == Role::Device {
+                renewing::signed_in(desk, assigning, certificate);
             }
             recovery::expect_held(desk);
             desk.watch.supervision.subscribed();
@@ -59,7 +63,11 @@ pub(super) fn happened(
                 view.renewed(renewal, expiry);
             }
         }
-        Event::Assigned(assignment) => assigning.assigned(*assignment),
+        Event::CertificateRefused { certificate, goes_back, reason } => {
+            renewing::refused(desk, assigning, certificate, goes_back, &reason);
+        }
+        Event::CertificateAnswer(answer) => renewing::answered(desk, assigning, &answer),
+        Event::Assigned(assignment) => assigning.want(EnrolmentStep::Assigned(*assignment)),
         Event::Disconnected { reason } => {
             if let Some(view) = desk.watch.board.connection(role) {
                 view.disconnected(now, &reason);
@@ -76,6 +84,7 @@ pub(super) fn happened(
             desk.watch.tell(AgentEvent::Disconnected { reason });
         }
         Event::Published { ticket, result } => match PublishId(ticket) {
+            PublishId::CERTIFICATE => renewing::published(desk, &result.map(drop)),
             PublishId::TWIN_READ => twin::answered(desk, twin, reading, result),
             id => desk.reports.published(id, result.map(drop), Instant::now()),
         },

@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use crate::inbox::{Inbox, Op, Opened};
 use crate::message::{CONTENT_ENCODING, CONTENT_TYPE, CORRELATION_ID, MESSAGE_ID, Properties, format_time};
 use crate::outcome::{
-    DesiredReport, Gone, LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinConnection, TwinReport,
+    DesiredReport, Gone, LastMessage, OutcomeReport, REPORT_PROPERTY, Totals, TwinCertificate,
+    TwinConnection, TwinReport,
 };
 use crate::rules::ReportTo;
 use crate::session::{PublishError, Upstream};
@@ -78,6 +79,7 @@ pub(super) struct Facts {
     /// None without a connection. Then the twin keeps showing the last one.
     pub(super) connection: Option<TwinConnection>,
     pub(super) pins: Vec<(String, String)>,
+    pub(super) certificate: Option<TwinCertificate>,
     pub(super) desired: Option<DesiredReport>,
 }
 
@@ -182,14 +184,15 @@ impl Reports {
     pub(super) fn show(&mut self, facts: Facts) {
         let Some(twin) = &mut self.twin else { return };
         twin.stale = false;
-        let Facts { configuration, connection, pins, desired } = facts;
+        let Facts { configuration, connection, pins, certificate, desired } = facts;
         let report = &mut twin.report;
         let same = report.configuration.as_ref() == Some(&configuration)
             && (connection.is_none() || report.connection == connection)
+            && report.certificate == certificate
             && report.desired == desired;
         report.configuration = Some(configuration);
         report.connection = connection.or(report.connection.take());
-        report.desired = desired;
+        (report.certificate, report.desired) = (certificate, desired);
         twin.changed |= report.set_pins(pins) || !same;
     }
 

@@ -164,7 +164,9 @@ fn of_connection(status: &Status, board: &Board) -> Vec<Metric> {
             one(is(module.connection.state == ConnectionState::Connected)),
         )
     }));
+    let certificate = status.certificate.as_ref().map(|certificate| certificate.valid_until);
     let times = [
+        ("certificate_expiry_timestamp", "When the certificate of the device expires.", certificate),
         ("token_expiry_timestamp", "When the SAS token of the last sign-in expires.", board.token_expiry()),
         ("token_renewal_timestamp", "When the SAS token is renewed next.", status.next_token_renewal),
         ("last_message_timestamp", "When the last message arrived.", status.last_message_received),

@@ -3,13 +3,15 @@
 //! Owns: which session does what. C2D messages come only to the device session; everything else uses the module
 //! session if there is one. Must not know: what is done with messages, which protocol a session uses.
 
+use std::path::Path;
 use std::time::SystemTime;
 
+use crate::certificate::CertificateFacts;
 use crate::config::{Config, Identities, Provisioning};
-use crate::credentials::{Route, Transport};
+use crate::credentials::{DeviceAuth, DeviceIdentity, Route, Transport};
 use crate::message::Source;
 use crate::session::{self, Delivery, Event, HubSource, Session, Settlement, Upstream};
-use crate::tls::TlsError;
+use crate::tls::{ClientCertificate, TlsError};
 
 /// Bag key of the output through which a module sends; routes of the gateway begin there. Source: wire reference 1.5,
 /// 6.3.
@@ -31,6 +33,8 @@ pub(super) struct PublishId(pub(super) u64);
 impl PublishId {
     /// A patch of the twin.
     pub(super) const TWIN_PATCH: Self = Self(u64::MAX);
+    /// A request for a certificate.
+    pub(super) const CERTIFICATE: Self = Self(u64::MAX - 2);
     /// A request for the twin.
     pub(super) const TWIN_READ: Self = Self(u64::MAX - 1);
 }
@@ -93,6 +97,24 @@ impl Sessions {
         }
     }
 
+    /// Asks the device's hub for a certificate.
+    pub(super) fn ask_for_certificate(&self, request: String, body: Vec<u8>) {
+        if let Some(session) = &self.device {
+            let body = body.into();
+            session.publish(PublishId::CERTIFICATE.0, Upstream::IssueCertificate { request, body });
+        }
+    }
+
+    /// Has the device's session ask the provisioning service again: see [`Session::register_again`].
+    pub(super) fn register_again(&self) {
+        self.device.iter().for_each(Session::register_again);
+    }
+
+    /// The certificate that the device signs in with, if it has one.
+    pub(super) fn certificate(&self) -> Option<CertificateFacts> {
+        self.device.as_ref().and_then(Session::certificate)
+    }
+
     /// Whether messages of this session can be settled in this way.
     pub(super) fn can_settle(&self, role: Role, settlement: Settlement) -> bool {
         self.of(role).map_or(settlement == Settlement::Complete, |session| session.can_settle(settlement))
@@ -111,6 +133,13 @@ impl Sessions {
         };
         // No short circuit here, because both must get their terms.
         change(&self.device, terms.device) | change(&self.module, terms.module)
+    }
+
+    /// Gives the device's session what came of an assignment with a certificate: see [`Session::go_on_with`].
+    pub(super) fn go_on_with(&self, terms: RoleTerms) {
+        if let (Some(session), Some(terms)) = (&self.device, terms.device) {
+            session.go_on_with(terms);
+        }
     }
 
     /// Makes no more connections: see [`Session::connect_no_more`].
@@ -202,7 +231,25 @@ fn settings(config: &Config, role: Role, clock: fn() -> SystemTime) -> Option<se
         desired: twin,
         // If there are two sessions and one cannot connect, that must not end the other.
         alone: !matches!(config.identities, Identities::Both(_)),
+        issuing: issuing(config, role, identity),
     })
+}
+
+/// What the session needs if the service issues the certificate of `identity`.
+fn issuing(config: &Config, role: Role, identity: &DeviceIdentity) -> session::Issuing {
+    let provisioning = config.provisioning.as_ref().filter(|_| role == Role::Device);
+    let Some((provisioning, pairs)) = provisioning.and_then(|it| Some((it, it.pairs.as_ref()?))) else {
+        return session::Issuing::default();
+    };
+    let own = pairs.file();
+    let is_issued =
+        matches!(&identity.auth, DeviceAuth::Certificate { certificate, .. } if own == Some(certificate));
+    let pair = |file: &Path| ClientCertificate { certificate: file.to_owned(), private_key: file.to_owned() };
+    session::Issuing {
+        at_hub: is_issued && config.transport == Transport::Mqtt,
+        csr: provisioning.csr(),
+        earlier: pairs.earlier_file().filter(|_| is_issued).map(pair),
+    }
 }
 
 fn hub_source(config: &Config, role: Role) -> HubSource {

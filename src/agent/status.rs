@@ -39,6 +39,9 @@ pub(crate) struct Status {
     /// When the SAS token is renewed next. None with a certificate, or without a connection.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) next_token_renewal: Option<SystemTime>,
+    /// The certificate of the device, if it signs in with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<CertificateStatus>,
     /// The module, if one signs in beside the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) module: Option<ModuleStatus>,
@@ -67,6 +70,19 @@ pub(crate) struct ProvisioningStatus {
     /// When the hub was assigned. None if none is.
     #[serde(default, with = "optional_rfc3339")]
     pub(crate) assigned: Option<SystemTime>,
+}
+
+/// When a certificate is valid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CertificateStatus {
+    #[serde(with = "rfc3339")]
+    pub(crate) valid_from: SystemTime,
+    #[serde(with = "rfc3339")]
+    pub(crate) valid_until: SystemTime,
+    /// When the agent renews it. None if somebody else does.
+    #[serde(default, with = "optional_rfc3339", skip_serializing_if = "Option::is_none")]
+    pub(crate) renewal: Option<SystemTime>,
 }
 
 /// A module that signs in beside the device.
@@ -198,6 +214,7 @@ mod tests {
                 reconnects: 2,
             },
             next_token_renewal: None,
+            certificate: None,
             last_message_received: parse_time("2026-11-23T21:29:00Z"),
             actions: ActionCounts { running: 1, waiting: 2 },
             inbox: InboxStatus { path: "i".into(), counts: Counts::default(), trouble: None },

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::config::{Config, Report, TwinPart, TwinRules, version_of};
 use crate::message::format_time;
-use crate::outcome::{DesiredReport, MAX_TWIN_PROBLEMS, TwinConnection};
+use crate::outcome::{DesiredReport, MAX_TWIN_PROBLEMS, TwinCertificate, TwinConnection};
 use crate::session::{PublishError, Upstream};
 
 use super::desk::Desk;
@@ -352,6 +352,10 @@ pub(super) fn show(desk: &mut Desk, twin: &TwinRulesState) {
         configuration: twin.digest.clone(),
         connection,
         pins: desk.machine.pins().collect(),
+        certificate: desk.certificate().map(|certificate| TwinCertificate {
+            valid_from: format_time(certificate.valid_from),
+            valid_until: format_time(certificate.valid_until),
+        }),
         desired: twin.told().cloned(),
     });
 }

@@ -119,16 +119,23 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<Exit, Failure> {
     }
     let asks = args.again || provisioning.assigned.is_none();
     if asks {
+        provisioning.prepare().map_err(|error| anyhow!("no certificate can be asked for: {error}"))?;
         let enrolment = provisioning.enrolment.clone();
         let (route, transport) = (inspection.route, inspection.transport);
         let settings = EnrolSettings::new(enrolment, inspection.ca_file, route, transport, SystemTime::now);
-        let assignment = super::block_on(async { Ok(session::enrol(&settings, None, LIMIT).await) })?;
+        let csr = provisioning.csr();
+        let assignment =
+            super::block_on(async { Ok(session::enrol(&settings, csr.as_deref(), LIMIT).await) })?;
         let assignment = assignment.map_err(|error| {
             let exit = if error.is_refusal() { Exit::NegativeFeedback } else { Exit::Error };
             Failure { exit, error: error.into() }
         })?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let issued = assignment.issued.clone();
         provisioning.assign(assignment, now);
+        if !issued.is_empty() {
+            provisioning.issued(&issued).map_err(|error| anyhow!("{error}"))?;
+        }
         provisioning.write().map_err(|error| anyhow!("the device has a hub, but {error}"))?;
     }
     assigned(&provisioning, asks, args.json)

@@ -8,7 +8,9 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::agent::control::client::ClientError;
-use crate::agent::status::{ConnectionState, ConnectionStatus, ProvisioningStatus, Status};
+use crate::agent::status::{
+    CertificateStatus, ConnectionState, ConnectionStatus, ProvisioningStatus, Status,
+};
 use crate::config::counted;
 use crate::inbox::{Counts, InboxError};
 use crate::outcome::{DesiredReport, DesiredStatus, Totals};
@@ -151,6 +153,7 @@ fn rows(status: &Status, now: SystemTime) -> Vec<(&'static str, String)> {
     let renewal = renewals.into_iter().flatten().min();
     let renewal = renewal.map(|time| ("token", format!("renewed next {}", relative(time, now))));
     rows.extend(renewal);
+    rows.extend(status.certificate.as_ref().map(|certificate| of_certificate(certificate, now)));
     let last = status.last_message_received.map_or("none yet".to_owned(), |time| relative(time, now));
     rows.push(("last message", last));
     rows.push(("actions", format!("{} running, {} waiting", actions.running, actions.waiting)));
@@ -173,6 +176,19 @@ fn assigned(enrolled: &ProvisioningStatus, now: SystemTime) -> Option<(&'static 
     let ProvisioningStatus { service, registration_id, assigned, .. } = enrolled;
     let at = relative((*assigned)?, now);
     Some(("assigned", format!("{at} by {}, to {}", plain(service), plain(registration_id))))
+}
+
+/// When the certificate ends. A fifth of its life before that, the name of the row is in capitals.
+fn of_certificate(certificate: &CertificateStatus, now: SystemTime) -> (&'static str, String) {
+    let CertificateStatus { valid_from, valid_until, renewal } = certificate;
+    let until = relative(*valid_until, now);
+    let Ok(left) = valid_until.duration_since(now) else {
+        return ("CERTIFICATE", format!("expired {until}"));
+    };
+    let life = valid_until.duration_since(*valid_from).unwrap_or_default();
+    let name = if left < life / 5 { "CERTIFICATE" } else { "certificate" };
+    let renewal = renewal.map_or(String::new(), |at| format!(", renewed {}", relative(at, now)));
+    (name, format!("valid until {until}{renewal}"))
 }
 
 /// The state of the rules in the twin; `None` if the twin has no rules.
@@ -260,6 +276,7 @@ mod tests {
                 reason: None,
                 reconnects: 1,
             },
+            certificate: None,
             next_token_renewal: Some(at("2026-11-23T22:18:05Z")),
             last_message_received: Some(at("2026-11-23T21:41:12Z")),
             actions: ActionCounts { running: 1, waiting: 3 },
@@ -318,6 +335,36 @@ mod tests {
         status.provisioning.as_mut().expect("an enrolment").assigned = None;
         let lines = "device        not assigned yet: asking dps.example as reg-01\nconnection    ";
         assert!(shown(&status).contains(lines), "{}", shown(&status));
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_told_in_capitals_when_it_is_near() {
+        let mut status = status();
+        let mut row = |until: &str, renewal: Option<&str>| {
+            let (valid_from, valid_until) = (at("2026-11-01T00:00:00Z"), at(until));
+            let renewal = renewal.map(at);
+            status.certificate = Some(CertificateStatus { valid_from, valid_until, renewal });
+            let rows = rows(&status, at("2026-11-23T21:42:05Z"));
+            let (name, text) =
+                rows.into_iter().find(|(name, _)| name.eq_ignore_ascii_case("certificate")).expect("a row");
+            format!("{name} {text}")
+        };
+        assert_eq!(
+            row("2027-01-30T00:00:00Z", None),
+            "certificate valid until 2027-01-30 00:00:00 UTC (in 67 d 2 h)"
+        );
+        assert_eq!(
+            row("2026-12-01T00:00:00Z", Some("2026-11-25T00:00:00Z")),
+            "certificate valid until 2026-12-01 00:00:00 UTC (in 7 d 2 h), renewed 2026-11-25 00:00:00 UTC (in 1 d 2 h)"
+        );
+        assert_eq!(
+            row("2026-11-28T00:00:00Z", None),
+            "CERTIFICATE valid until 2026-11-28 00:00:00 UTC (in 4 d 2 h)"
+        );
+        assert_eq!(
+            row("2026-11-23T21:00:00Z", None),
+            "CERTIFICATE expired 2026-11-23 21:00:00 UTC (42 min ago)"
+        );
     }
 
     #[test]

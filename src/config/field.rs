@@ -58,6 +58,14 @@ impl<'t> Field<'t> {
         }
     }
 
+    /// `true` or `false`.
+    pub(super) fn flag(&self, report: &mut Report) -> Option<bool> {
+        match self.value.value {
+            DeValue::Boolean(flag) => Some(*flag),
+            _ => self.wrong_type("true or false", report),
+        }
+    }
+
     /// One of a few words.
     pub(super) fn word<T: Copy>(&self, words: &[(&str, T)], report: &mut Report) -> Option<T> {
         let list = || words.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");

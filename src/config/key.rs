@@ -47,6 +47,8 @@ pub(super) trait ValueKind {
 pub(super) struct Text;
 /// A text that names a file, not empty and without control characters.
 pub(super) struct FilePath;
+/// `true` or `false`.
+pub(super) struct Flag;
 /// One of a few words, each with its value.
 pub(super) struct Words<T: 'static>(pub(super) &'static [(&'static str, T)]);
 /// A duration such as `"400ms"`, between two limits.
@@ -75,6 +77,14 @@ impl ValueKind for Text {
 
     fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<String> {
         field.text(report).map(str::to_owned)
+    }
+}
+
+impl ValueKind for Flag {
+    type Value = bool;
+
+    fn read(&self, field: &Field<'_>, report: &mut Report) -> Option<bool> {
+        field.flag(report)
     }
 }
 

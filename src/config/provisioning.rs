@@ -1,24 +1,19 @@
 //! Reads how the device is enrolled: the `[provisioning]` table, and the environment.
 //!
-//! Owns: its keys, and the assignment that an earlier registration has left beside the inbox. Must not know: how a
-//! registration is made.
+//! Owns: its keys, and what they may be. Must not know: how a registration is made, what came of an earlier one.
 
-use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use rustix::fs::OFlags;
-
-use crate::credentials::{CredentialError, DeviceIdentity, HostPort, SasError, SharedAccessKey, Transport};
+use crate::certificate;
+use crate::credentials::{CredentialError, HostPort, SasError, SharedAccessKey};
 use crate::provisioning::{
-    Assignment, Enrolment, EnrolmentAuth, GLOBAL_ENDPOINT, check_id_scope, check_registration_id, derive_key,
+    Enrolment, EnrolmentAuth, GLOBAL_ENDPOINT, check_id_scope, check_registration_id, derive_key,
 };
 use crate::tls::{self, ClientCertificate};
-use crate::trust;
 
 use super::field::{Field, shown};
 use super::files;
-use super::key::{Absent, FilePath, Key, Text};
+use super::key::{Absent, FilePath, Flag, Key, Text};
 use super::report::{Place, Report};
 use super::secret_files::{Places, read_pair, read_secret_path, warn_if_world_readable};
 use super::table::Table;
@@ -79,117 +74,19 @@ pub(super) const PAYLOAD: Key<FilePath> = Key {
     absent: Absent::Nothing,
     about: "a file with a JSON object for a custom allocation; at most 64 KiB",
 };
+pub(super) const REQUEST_CERTIFICATE: Key<Flag> = Key {
+    name: "request_certificate",
+    kind: Flag,
+    absent: Absent::Means("false"),
+    about: "whether the service is asked to issue a certificate for the hub, which the agent then renews by itself: a \
+            preview of the service. See [Certificates](../guides/certificates.md)",
+};
 /// Where the kernel tells the name of the machine. Source: proc_sys_kernel(5).
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 /// A key in base64 has 88 characters at most.
 const MAX_KEY_BYTES: u64 = 1024;
 /// A request has 96 KB at most. Source: azure-docs, iot-dps-limits.
 const MAX_PAYLOAD_BYTES: u64 = 64 * 1024;
-const MAX_ASSIGNMENT_BYTES: u64 = 64 * 1024;
-
-/// How the device is enrolled, and what came of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Provisioning {
-    /// What the service is asked.
-    pub enrolment: Enrolment,
-    /// The file that keeps the assignment.
-    pub file: PathBuf,
-    /// The assignment, and when it was made, in seconds since 1970. Absent: the service must be asked.
-    pub assigned: Option<(Assignment, u64)>,
-}
-
-impl Provisioning {
-    /// Reads what an earlier registration has left beside `inbox`. A file that does not count is a warning.
-    pub(super) fn kept(enrolment: Enrolment, inbox: &Path, report: &mut Report) -> Self {
-        let mut file = inbox.as_os_str().to_owned();
-        file.push(".assignment");
-        let file = PathBuf::from(file);
-        let kept = read_kept(&file, trust::owner_for_root(&file)).and_then(|text| match text {
-            Some(text) => {
-                Assignment::from_file(&text, &enrolment).map(Some).map_err(|error| error.to_string())
-            }
-            None => Ok(None),
-        });
-        let assigned = kept.unwrap_or_else(|reason| {
-            let message = format!("{reason}; the provisioning service is asked anew");
-            report.warning(Place::File(file.clone()), message);
-            None
-        });
-        Self { enrolment, file, assigned }
-    }
-
-    /// Keeps what `present` has, if the file has nothing newer: a full disk may have kept it from the file.
-    pub fn or_present(&mut self, present: Option<&Self>) {
-        let Some(present) = present.filter(|present| present.enrolment.is_registered_as(&self.enrolment))
-        else {
-            return;
-        };
-        let made = |provisioning: &Self| provisioning.assigned.as_ref().map(|(_, at)| *at);
-        if made(present) > made(self) {
-            self.assigned.clone_from(&present.assigned);
-        }
-    }
-
-    /// When the assignment was made. A time that no clock can show counts as 1970.
-    pub fn assigned_at(&self) -> Option<SystemTime> {
-        let (_, at) = self.assigned.as_ref()?;
-        let epoch = SystemTime::UNIX_EPOCH;
-        Some(epoch.checked_add(Duration::from_secs(*at)).unwrap_or(epoch))
-    }
-
-    /// Takes an assignment that was made at `at`, in seconds since 1970.
-    pub fn assign(&mut self, assignment: Assignment, at: u64) {
-        self.assigned = Some((assignment, at));
-    }
-
-    /// Writes the file. After the return, a power cut does not undo that. If root does this for a service that runs as
-    /// another user, the file belongs to that user. May block.
-    ///
-    /// # Errors
-    /// Why it cannot be written; then the earlier file is still there.
-    pub fn write(&self) -> Result<(), String> {
-        let Some((assignment, at)) = &self.assigned else { return Ok(()) };
-        let text = assignment.to_file(&self.enrolment, *at);
-        let written = trust::replace_as(&self.file, text.as_bytes(), trust::owner_for_root(&self.file))
-            .and_then(|()| trust::sync_directory(trust::directory_of(&self.file)));
-        written.map_err(|error| {
-            format!("{} cannot be written: {}", self.file.display(), trust::in_words(&error))
-        })
-    }
-
-    /// Who signs in, over `transport`. Before there is an assignment, it only says who asks for one.
-    pub fn identity(&self, transport: Transport) -> DeviceIdentity {
-        let Enrolment { endpoint, registration_id, auth, .. } = &self.enrolment;
-        match &self.assigned {
-            Some((assignment, _)) => assignment.identity(&self.enrolment, transport),
-            None => DeviceIdentity {
-                hub: endpoint.clone(),
-                device_id: registration_id.clone(),
-                module_id: None,
-                gateway: None,
-                auth: auth.into(),
-            },
-        }
-    }
-}
-
-/// The text of the file; `None` if there is none. A file that other users can change is not read, because they would decide
-/// which hub switches the outputs. Apart from root and the user who runs this, `owner` may own it.
-fn read_kept(file: &Path, owner: Option<u32>) -> Result<Option<String>, String> {
-    let opened = match trust::open_plain(file, OFlags::RDONLY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened.and_then(|opened| Ok((opened.metadata()?, opened))),
-    };
-    let (metadata, opened) = opened.map_err(|error| trust::in_words(&error))?;
-    if !metadata.is_file() {
-        return Err("it is not a regular file: remove it".to_owned());
-    }
-    let foreign = trust::foreign_in(file, &metadata);
-    match foreign.filter(|foreign| foreign.owner().is_none() || foreign.owner() != owner) {
-        Some(foreign) => Err(format!("it {}: remove it, or {}", foreign.what(), foreign.remedy())),
-        None => files::text_of(opened, MAX_ASSIGNMENT_BYTES).map(Some),
-    }
-}
 
 /// Whether the device is enrolled, rightly or wrongly.
 pub(super) fn is_wanted(field: Option<&Field<'_>>, env: &dyn Fn(&str) -> Option<String>) -> bool {
@@ -229,6 +126,7 @@ pub(super) fn read(
     let registration_id = text(&REGISTRATION_ID, REGISTRATION_ID_VARIABLE, check_registration_id, report);
     let endpoint = text(&ENDPOINT, ENDPOINT_VARIABLE, check_endpoint, report);
     let proof = read_proof(&mut table, places, env, &place, report);
+    let request_certificate = table.read(&REQUEST_CERTIFICATE, report).unwrap_or_default();
     let payload = table.take(&PAYLOAD).and_then(|field| read_payload(&field, places, report));
     table.finish(report);
     if report.problems() > before {
@@ -244,7 +142,7 @@ pub(super) fn read(
         auth: proof.of(&registration_id),
         registration_id,
         payload,
-        request_certificate: false,
+        request_certificate,
     };
     Some((enrolment, secret_file))
 }
@@ -279,7 +177,7 @@ impl ReadProof {
     /// The common name of the certificate, if there is one.
     fn common_name(&self) -> Option<String> {
         let Self::Certificate(pair) = self else { return None };
-        tls::common_name(tls::read_certificates(&pair.certificate).ok()?.first()?)
+        certificate::common_name(tls::read_certificates(&pair.certificate).ok()?.first()?)
     }
 }
 

@@ -6,7 +6,7 @@
 use super::conditions::KINDS;
 use super::field::format_size;
 pub(crate) use super::key::Absent;
-use super::key::{FilePath, Form, Key, Size, Span, Text, Whole, Words};
+use super::key::{FilePath, Flag, Form, Key, Size, Span, Text, Whole, Words};
 use super::{device, gpio, inbox, metrics, policy, provisioning, rule, rule_tests, steps, transport, twin};
 
 /// A table and its keys.
@@ -46,6 +46,7 @@ pub(crate) enum Shape {
     Text,
     /// A path, not the secret itself.
     Path,
+    Flag,
     Words(Vec<&'static str>),
     Duration,
     Size,
@@ -93,6 +94,15 @@ impl Takes for FilePath {
     }
     fn shape(&self) -> Shape {
         Shape::Path
+    }
+}
+
+impl Takes for Flag {
+    fn takes(&self) -> String {
+        "`true` or `false`".to_owned()
+    }
+    fn shape(&self) -> Shape {
+        Shape::Flag
     }
 }
 
@@ -171,6 +181,7 @@ pub(crate) const PROVISIONING: Section = Section {
         &provisioning::PRIVATE_KEY,
         &provisioning::ENDPOINT,
         &provisioning::PAYLOAD,
+        &provisioning::REQUEST_CERTIFICATE,
         &provisioning::GROUP_KEY_FILE,
     ],
 };

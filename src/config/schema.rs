@@ -83,6 +83,7 @@ fn property(key: &dyn Described) -> Value {
         Shape::Path => {
             json!({ "type": "string", "minLength": 1, "not": { "pattern": "SharedAccess|-----BEGIN" } })
         }
+        Shape::Flag => json!({ "type": "boolean" }),
         Shape::Words(words) => json!({ "enum": words }),
         Shape::Duration => json!({ "type": "string", "pattern": DURATION }),
         Shape::Size => json!({ "type": ["string", "integer"], "pattern": "^[0-9]+ *([GMK]iB)?$" }),
@@ -93,8 +94,9 @@ fn property(key: &dyn Described) -> Value {
     value["description"] =
         without_links(&format!("{}: {}", key.takes_in_full(), key.about())).replace('`', "").into();
     if let Absent::Means(default) = key.absent() {
-        let number = default.parse::<u64>().ok().filter(|_| matches!(key.shape(), Shape::Whole(..)));
-        value["default"] = number.map_or_else(|| default.into(), Value::from);
+        let is_bare = matches!(key.shape(), Shape::Whole(..) | Shape::Flag);
+        let bare = is_bare.then(|| default.parse().ok()).flatten();
+        value["default"] = bare.unwrap_or_else(|| default.into());
     }
     value
 }

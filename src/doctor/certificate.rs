@@ -50,6 +50,11 @@ impl Certificate {
         })
     }
 
+    /// How long the certificate is valid.
+    pub(super) fn life(&self) -> Duration {
+        self.not_after.duration_since(self.not_before).unwrap_or_default()
+    }
+
     /// Whether the certificate is valid now.
     pub(super) fn age(&self, now: SystemTime) -> Age {
         match self.not_after.duration_since(now) {

@@ -17,8 +17,8 @@ use crate::tls;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// When to warn of a ready-made token's end. The agent cannot renew such a token.
 const TOKEN_ENDS_SOON: Duration = DAY;
-/// When to warn of a certificate's end. Its renewal takes people and days.
-const CERTIFICATE_ENDS_SOON: Duration = DAY.saturating_mul(30);
+/// When to warn of a certificate's end: the share of its life that is left then.
+const ENDS_SOON: f64 = 0.2;
 
 /// A finding for each identity that signs in, or should.
 pub(super) fn identity(inspection: &Inspection) -> Vec<Finding> {
@@ -66,12 +66,12 @@ fn signs_in(identity: &DeviceIdentity) -> Finding {
 }
 
 /// Checks the secrets that can be examined. A module has no file to examine: its secret is with the workload API, or in
-/// its environment. The certificate of an enrolled device has its registration id as name.
+/// its environment. `provisioning` is how the device is enrolled, if it is.
 pub(super) fn secrets(
     identities: Option<&Identities>,
     is_device_wanted: bool,
     secret_file: Option<&Path>,
-    registration_id: Option<&str>,
+    provisioning: Option<&Provisioning>,
     now: SystemTime,
 ) -> Vec<Finding> {
     let is_module = identities.is_some_and(|identities| identities.device().is_none()) && !is_device_wanted;
@@ -80,7 +80,7 @@ pub(super) fn secrets(
     let are_two = matches!(identities, Some(Identities::Both(_)));
     let proofs = all.filter_map(|identity| {
         let name = are_two.then(|| identity.client_id());
-        proof(identity, registration_id, now).map(|finding| finding.on(name.as_deref()))
+        proof(identity, provisioning, now).map(|finding| finding.on(name.as_deref()))
     });
     file.into_iter().chain(proofs).collect()
 }
@@ -122,12 +122,15 @@ fn secret_file(path: Option<&Path>) -> Finding {
 }
 
 /// Checks the end of a token or a certificate; a key has no end.
-fn proof(identity: &DeviceIdentity, registration_id: Option<&str>, now: SystemTime) -> Option<Finding> {
+fn proof(identity: &DeviceIdentity, provisioning: Option<&Provisioning>, now: SystemTime) -> Option<Finding> {
     match &identity.auth {
         DeviceAuth::Key(_) | DeviceAuth::Workload(_) => None,
         DeviceAuth::Token(token) => Some(ready_token(token, &identity.resource(), now)),
         DeviceAuth::Certificate { certificate, .. } => {
-            Some(device_certificate(certificate, registration_id.unwrap_or(&identity.device_id), now))
+            let registered = provisioning.map(|provisioning| &*provisioning.enrolment.registration_id);
+            let issued = provisioning.and_then(|provisioning| provisioning.pairs.as_ref()?.file());
+            let names = [registered.unwrap_or(&identity.device_id), &identity.device_id];
+            Some(device_certificate(certificate, names, issued == Some(certificate), now))
         }
     }
 }
@@ -149,7 +152,8 @@ fn ready_token(token: &SasToken, resource: &str, now: SystemTime) -> Finding {
     }
 }
 
-fn device_certificate(path: &Path, device_id: &str, now: SystemTime) -> Finding {
+/// `names`: as the device is registered, and as its hub knows it. `is_issued`: the agent renews it.
+fn device_certificate(path: &Path, names: [&str; 2], is_issued: bool, now: SystemTime) -> Finding {
     let read = match tls::read_certificates(path) {
         Ok(chain) => chain.first().and_then(|own| Certificate::read(own)),
         Err(error) => {
@@ -160,23 +164,29 @@ fn device_certificate(path: &Path, device_id: &str, now: SystemTime) -> Finding 
         let detail = format!("{} is not a readable certificate", path.display());
         return Check::DeviceCertificate.failed(detail, "make a new one, and register it at the hub");
     };
-    let renew = "make a new one, and register it at the hub before this one ends";
+    let (renew, replace) = if is_issued {
+        let log = "the agent renews it: look at its log for the reason why it could not";
+        (
+            log,
+            "the agent gets a new one from the provisioning service: look at its log; or check this machine's clock",
+        )
+    } else {
+        let replace = "make a new one, and register it at the hub; or check this machine's clock";
+        ("make a new one, and register it at the hub before this one ends", replace)
+    };
     let until = day(own.not_after);
     let whose = format!("\"{}\" in {}", own.subject, path.display());
     match own.age(now) {
-        Age::Expired => Check::DeviceCertificate.failed(
-            format!("{whose} expired on {until}"),
-            "make a new one, and register it at the hub; or check this machine's clock",
-        ),
+        Age::Expired => Check::DeviceCertificate.failed(format!("{whose} expired on {until}"), replace),
         Age::NotYet => Check::DeviceCertificate.failed(
             format!("{whose} is not valid before {}", day(own.not_before)),
             "check this machine's clock, or wait",
         ),
-        Age::Good { .. } if own.subject != device_id => Check::DeviceCertificate.warning(
-            format!("its name is \"{}\", but the device is {device_id}; good until {until}", own.subject),
+        Age::Good { .. } if !names.contains(&&*own.subject) => Check::DeviceCertificate.warning(
+            format!("its name is \"{}\", but the device is {}; good until {until}", own.subject, names[0]),
             "make one with that id as common name, unless the hub knows this one by its thumbprint",
         ),
-        Age::Good { left } if left < CERTIFICATE_ENDS_SOON => {
+        Age::Good { left } if left < own.life().mul_f64(ENDS_SOON) => {
             Check::DeviceCertificate.warning(format!("{whose} ends on {until}, {}", in_days(left)), renew)
         }
         Age::Good { left } => {

@@ -46,6 +46,7 @@ pub(super) async fn sign_in(
         desired: false,
         hub_source: session::HubSource::Configured,
         alone: true,
+        issuing: session::Issuing::default(),
     };
     let device = identity.client_id();
     match session::probe(settings, CHECK_LIMIT).await {

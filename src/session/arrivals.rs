@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
 
 use super::calls::OPEN_CALLS;
+use super::certificates::CertificateAnswers;
 use super::confirmations::Confirmations;
 use super::delivery::Delivery;
 
@@ -26,6 +27,8 @@ pub(super) struct Arrivals {
     pub(super) desired: Arc<Notify>,
     /// Which completions the hub has.
     pub(super) confirmations: Arc<Confirmations>,
+    /// The hub's answers to requests for a certificate.
+    pub(super) certificates: Arc<CertificateAnswers>,
 }
 
 /// The session's end of the channels.
@@ -43,6 +46,7 @@ pub(super) fn channels() -> (Arrivals, Arrived) {
         calls: calls_in,
         desired: Arc::default(),
         confirmations: Arc::default(),
+        certificates: Arc::default(),
     };
     (arrivals, Arrived { deliveries, calls })
 }

@@ -46,6 +46,8 @@ pub(super) struct Dial {
     pub(super) methods: bool,
     /// Whether to subscribe to changes of desired properties, and to the answers of the twin.
     pub(super) desired: bool,
+    /// Whether to subscribe to answers to requests for a certificate.
+    pub(super) certificates: bool,
     /// Whether to sign in, subscribe to nothing, and sign out. The peer must forget an earlier session, so that it
     /// sends nothing of that session's subscriptions.
     pub(super) signs_in_only: bool,
@@ -55,7 +57,8 @@ impl Dial {
     /// Connection `number` of a session.
     pub(super) fn new(terms: &Terms, proof: Proof, number: u64, carrier: Carrier) -> Self {
         let Proof { sign_in, tls } = proof;
-        let Settings { identity, route, transport, clock, twin, methods, desired, .. } = &terms.settings;
+        let Settings { identity, route, transport, clock, twin, methods, desired, issuing, .. } =
+            &terms.settings;
         Self {
             number,
             host: identity.dialled().name.clone(),
@@ -75,6 +78,7 @@ impl Dial {
             twin: *twin,
             methods: *methods,
             desired: *desired,
+            certificates: issuing.at_hub,
             signs_in_only: false,
         }
     }

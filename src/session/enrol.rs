@@ -185,6 +185,7 @@ impl EnrolSettings {
             twin: false,
             methods: false,
             desired: false,
+            certificates: false,
             // The service keeps no session.
             signs_in_only: true,
         })

@@ -6,8 +6,10 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
+use super::certificates::CertificateAnswer;
 use super::delivery::Delivery;
 use super::upstream::PublishError;
+use crate::certificate::CertificateFacts;
 use crate::provisioning::Assignment;
 
 /// What a session reports.
@@ -21,7 +23,22 @@ pub(crate) enum Event {
         renewal: Option<SystemTime>,
         /// Until when the hub accepts the token; `None` with a certificate.
         expiry: Option<SystemTime>,
+        /// The certificate that the device has signed in with.
+        certificate: Option<CertificateFacts>,
     },
+    /// The hub refused a certificate that has never signed in since this process began. If there is an earlier pair,
+    /// the session goes back to that. Reported once for each pair.
+    CertificateRefused {
+        /// The certificate.
+        certificate: CertificateFacts,
+        /// Whether there is an earlier pair.
+        goes_back: bool,
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// The hub answers a request for a certificate: see
+    /// [`Upstream::IssueCertificate`](super::Upstream::IssueCertificate).
+    CertificateAnswer(CertificateAnswer),
     /// The token was renewed on the current connection.
     Renewed {
         /// As in [`Event::Subscribed`].

@@ -57,6 +57,8 @@ pub(super) enum Fault {
     Unanswered { within: Duration },
     /// TLS failed; the sentence is that of [`tls::describe`].
     Tls { sentence: String },
+    /// The peer refused this device's certificate in TLS; the sentence is that of [`tls::describe`].
+    CertificateRefused { sentence: String },
     /// The peer's certificate leads to no trusted root; the sentence is that of [`tls::describe`].
     Untrusted { sentence: String },
     /// No token or no roots; the sentence is mostly that of `workload`.
@@ -126,6 +128,11 @@ impl Failure {
         matches!(self.fault, Fault::Gone { .. })
     }
 
+    /// Whether the hub has seen the device's certificate and refused it, or whatever else it signs in with.
+    pub(super) fn is_of_certificate(&self) -> bool {
+        matches!(self.fault, Fault::CertificateRefused { .. } | Fault::NotAuthorised { .. })
+    }
+
     /// Whether it failed before the peer was dialled.
     pub(super) fn is_before_dialling(&self) -> bool {
         matches!(self.fault, Fault::Workload { .. } | Fault::Gone { .. })
@@ -183,7 +190,9 @@ impl fmt::Display for Failure {
                 "no TLS with {peer}: {sentence}; a module trusts the roots in the trust bundle of its \
                  workload API"
             ),
-            Fault::Tls { sentence } | Fault::Untrusted { sentence } => {
+            Fault::Tls { sentence }
+            | Fault::CertificateRefused { sentence }
+            | Fault::Untrusted { sentence } => {
                 write!(f, "no TLS with {peer}: {sentence}")
             }
             Fault::Workload { sentence } | Fault::Gone { sentence } => f.write_str(sentence),
@@ -297,7 +306,11 @@ pub(super) fn of_websocket(error: Result<io::Error, String>, host: &str) -> Faul
 /// Sorts a failure of TLS.
 pub(super) fn of_tls(cause: &rustls::Error, host: &str) -> Fault {
     let sentence = tls::describe(cause, host);
-    if tls::is_untrusted(cause) { Fault::Untrusted { sentence } } else { Fault::Tls { sentence } }
+    match cause {
+        cause if tls::is_untrusted(cause) => Fault::Untrusted { sentence },
+        cause if tls::refuses_client(cause) => Fault::CertificateRefused { sentence },
+        _ => Fault::Tls { sentence },
+    }
 }
 
 /// Sorts a failure of the socket or of TLS on it. `host` is the dialled host name.

@@ -14,17 +14,21 @@ use tokio_util::sync::CancellationToken;
 use super::arrivals::Arrivals;
 use super::backoff::{Backoff, STABLE};
 use super::carrier::Carrier;
+use super::certificates::NextRegistration;
 use super::connection::Connection;
 use super::dial::{ANSWER_LIMIT, Dial};
+use super::due::{Due, SignInStart, reached_renewal};
 use super::enrol::{self, EnrolError, EnrolSettings};
 use super::event::{Event, SessionError};
 use super::failure::Fault;
 use super::proof::Trusted;
 use super::publish::{Publisher, UNACKNOWLEDGED_LIMIT};
 use super::registrations::Registrations;
-use super::signin::{LONGEST_DRAIN, Renewal, SignIn};
-use super::terms::{HubSource, Terms};
+use super::signin::{LONGEST_DRAIN, SignIn};
+use super::terms::{HubSource, LoadedPair, Terms};
 use super::transports;
+use super::trial::{Trial, TrialRefusal};
+use crate::certificate::CertificateFacts;
 
 /// How long the end of the session waits for unsettled messages. The agent settles all of them before it ends the
 /// session.
@@ -48,6 +52,8 @@ pub(super) struct Keeper {
     pub(super) arrivals: Arrivals,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) publisher: Arc<Publisher>,
+    /// The next registration.
+    pub(super) registration: Arc<NextRegistration>,
     /// Makes the current connection the last one.
     pub(super) no_more: CancellationToken,
     /// Ends the session.
@@ -60,6 +66,8 @@ enum ConnectionEnd {
     Stopped,
     /// It was closed in good order: the next connection signs in with a new token.
     Renewing,
+    /// It was closed in good order: the Device Provisioning Service is asked again.
+    Registering,
     /// The next connection uses other terms.
     Changed {
         /// How long it was signed in, if it was.
@@ -70,6 +78,16 @@ enum ConnectionEnd {
         /// How long it was signed in, if it was.
         held: Option<Duration>,
     },
+}
+
+impl ConnectionEnd {
+    fn signed_in(&self) -> bool {
+        match self {
+            Self::Stopped => false,
+            Self::Renewing | Self::Registering => true,
+            Self::Changed { held } | Self::Failed { held, .. } => held.is_some(),
+        }
+    }
 }
 
 impl Keeper {
@@ -90,6 +108,7 @@ impl Keeper {
         let mut ever_signed_in = false;
         let (mut hang_ups, mut refusals) = (0, 0);
         let mut trusted = Trusted::default();
+        let mut trial = Trial::default();
         let mut registrations = Registrations::default();
         let mut number = 1;
         let mut carrier = self.terms.borrow().first_carrier();
@@ -124,7 +143,12 @@ impl Keeper {
                 }
                 tracing::warn!(reason = %error, "the hub that was assigned before is tried again");
             }
-            let (fault, held) = match self.connection(&terms, &mut trusted, number, carrier).await {
+            let pair = trial.pair(&terms);
+            let end = self.connection(&terms, &pair, &mut trusted, number, carrier).await;
+            if end.signed_in() {
+                trial.signed_in(&terms, pair);
+            }
+            let (fault, held) = match end {
                 ConnectionEnd::Stopped => return Ok(()),
                 ConnectionEnd::Changed { held } => {
                     (backoff, hang_ups, refusals) = (Backoff::new(), 0, 0);
@@ -141,6 +165,12 @@ impl Keeper {
                     number += 1;
                     continue;
                 }
+                ConnectionEnd::Registering => {
+                    (backoff, hang_ups, refusals, ever_signed_in) = (Backoff::new(), 0, 0, true);
+                    registrations.wanted_now();
+                    number += 1;
+                    continue;
+                }
                 ConnectionEnd::Failed { fault, held } => (fault, held),
             };
             let signed_in = held.is_some();
@@ -148,6 +178,16 @@ impl Keeper {
             number += u64::from(signed_in);
             let held = held.unwrap_or_default();
             let mut failure = terms.failure(fault, carrier);
+            if !signed_in
+                && let Some(TrialRefusal { certificate, goes_back }) = trial.failed(&terms, &failure)
+            {
+                let reason = failure.to_string();
+                let refused = Event::CertificateRefused { certificate, goes_back, reason };
+                drop(self.events.send(refused).await); // closed: as in `wait_after`
+                if goes_back {
+                    continue;
+                }
+            }
             // A hang-up long after the sign-in is normal. If it comes soon after it, again and again, another program
             // probably uses this identity.
             hang_ups = if failure.is_hang_up() && held < STABLE { hang_ups + 1 } else { 0 };
@@ -208,11 +248,12 @@ impl Keeper {
     async fn register(&self, settings: &EnrolSettings, terms: &Terms) -> Registered {
         let mut new_terms = self.terms.clone();
         tracing::info!(service = %settings.enrolment.endpoint, "asking the provisioning service for a hub");
+        let csr = self.registration.csr();
         let asked = tokio::select! {
             biased;
             () = self.no_more.cancelled() => return Registered::Stopped,
             Ok(()) = new_terms.changed() => return Registered::Anew,
-            asked = enrol::enrol(settings, None, REGISTRATION_LIMIT) => asked,
+            asked = enrol::enrol(settings, csr.as_deref(), REGISTRATION_LIMIT) => asked,
         };
         let assignment = match asked {
             Ok(assignment) => assignment,
@@ -221,6 +262,7 @@ impl Keeper {
         let present = &terms.settings.identity;
         let is_another = (&assignment.hub.name, &assignment.device_id)
             != (&present.hub.name, &present.device_id)
+            || !assignment.issued.is_empty()
             || matches!(terms.settings.hub_source, HubSource::Unassigned(_));
         drop(self.events.send(Event::Assigned(Box::new(assignment))).await); // closed: as in `wait_after`
         if is_another {
@@ -237,6 +279,7 @@ impl Keeper {
     async fn connection(
         &self,
         terms: &Terms,
+        pair: &LoadedPair,
         trusted: &mut Trusted,
         number: u64,
         carrier: Carrier,
@@ -249,14 +292,14 @@ impl Keeper {
             biased;
             () = self.no_more.cancelled() => return ConnectionEnd::Stopped,
             Ok(()) = new_terms.changed() => return ConnectionEnd::Changed { held: None },
-            proof = terms.proof(trusted) => match proof {
+            proof = terms.proof(trusted, pair) => match proof {
                 Ok(proof) => proof,
                 Err(fault) => return ConnectionEnd::Failed { fault, held: None },
             },
         };
-        let (due, expiry) = (start.due(&proof.sign_in), proof.sign_in.expiry);
+        let (due, expiry, certificate) = (start.due(&proof.sign_in), proof.sign_in.expiry, pair.certificate);
         let dial = Dial::new(terms, proof, number, carrier);
-        let transport = dial.transport;
+        let signed = SignedWith { transport: dial.transport, due, expiry, certificate };
         let kind = terms.settings.transport;
         let (connection, reading) =
             match transports::prepare(kind, dial, self.arrivals.clone(), &self.publisher) {
@@ -266,7 +309,7 @@ impl Keeper {
         let mut task = JoinSet::new();
         task.spawn(reading);
         self.publisher.use_connection(&connection.shared.in_flight);
-        self.attend(terms, connection, task, transport, due, expiry).await
+        self.attend(terms, connection, task, signed).await
     }
 
     /// Serves a connection until something ends it, and says what did.
@@ -275,10 +318,9 @@ impl Keeper {
         terms: &Terms,
         connection: Connection,
         mut task: JoinSet<Result<(), Fault>>,
-        transport: &'static str,
-        mut due: Option<Due>,
-        expiry: Option<SystemTime>,
+        signed: SignedWith,
     ) -> ConnectionEnd {
+        let SignedWith { transport, mut due, expiry, certificate } = signed;
         let (mut coming, in_flight) = (connection.progress.clone(), Arc::clone(&connection.shared.in_flight));
         let mut told_subscribed = false;
         let mut renewing: Option<(SignInStart, BoxFuture<'_, Result<SignIn, Fault>>)> = None;
@@ -288,7 +330,8 @@ impl Keeper {
             if progress.subscribed && !told_subscribed {
                 told_subscribed = true;
                 let renewal = due.as_ref().map(Due::time);
-                drop(self.events.send(Event::Subscribed { transport, renewal, expiry }).await); // closed: as in `wait_after`
+                let subscribed = Event::Subscribed { transport, renewal, expiry, certificate };
+                drop(self.events.send(subscribed).await); // closed: as in `wait_after`
             }
             // The reading task limits the time of the sign-in itself, but not of the subscription.
             let unanswered = progress.signed_in.filter(|_| !progress.subscribed).map(|at| at + ANSWER_LIMIT);
@@ -352,6 +395,11 @@ impl Keeper {
                     }
                     return ConnectionEnd::Changed { held: progress.signed_in.map(|at| at.elapsed()) };
                 }
+                () = self.registration.wanted.notified(), if progress.signed_in.is_some() => {
+                    finish(&connection, task, LONGEST_DRAIN).await;
+                    tracing::info!("disconnected to ask the provisioning service for a certificate");
+                    return ConnectionEnd::Registering;
+                }
                 Some(()) = reached(unanswered) => {
                     let held = progress.signed_in.map(|at| at.elapsed());
                     return ConnectionEnd::Failed { fault: Fault::SubscriptionUnanswered { within: ANSWER_LIMIT }, held };
@@ -402,23 +450,6 @@ fn renewed(connection: &Connection, sign_in: &SignIn) -> bool {
     renew.zip(token).is_some_and(|(renew, token)| renew(token))
 }
 
-/// The moment before a sign-in is made: its life counts from there.
-struct SignInStart {
-    began: Instant,
-    /// That moment by the clock.
-    began_at: SystemTime,
-}
-
-impl SignInStart {
-    fn now(terms: &Terms) -> Self {
-        Self { began: Instant::now(), began_at: (terms.settings.clock)() }
-    }
-
-    fn due(self, sign_in: &SignIn) -> Option<Due> {
-        sign_in.renewal.map(|renewal| Due { renewal, start: self })
-    }
-}
-
 /// Waits for the sign-in that is being made; `None` at once if there is none, which disables the arm. Cancel safe.
 async fn made(
     renewing: &mut Option<(SignInStart, BoxFuture<'_, Result<SignIn, Fault>>)>,
@@ -428,24 +459,12 @@ async fn made(
     renewing.take().map(|(start, _)| (start, result))
 }
 
-/// A renewal of the token, counted from a sign-in.
-struct Due {
-    renewal: Renewal,
-    start: SignInStart,
-}
-
-impl Due {
-    fn time(&self) -> SystemTime {
-        self.start.began_at + self.renewal.after
-    }
-}
-
-/// Waits until the token must be renewed, and returns how long unsettled messages may take. `None` at once if there is
-/// no renewal, which disables the arm.
-async fn reached_renewal(due: Option<&Due>) -> Option<Duration> {
-    let Due { renewal, start } = due?;
-    sleep_until(start.began + renewal.after).await;
-    Some(renewal.drain)
+/// What a connection signs in with.
+struct SignedWith {
+    transport: &'static str,
+    due: Option<Due>,
+    expiry: Option<SystemTime>,
+    certificate: Option<CertificateFacts>,
 }
 
 /// Waits for a point in time; `None` at once if there is none, which disables the arm.

@@ -40,7 +40,7 @@ pub(crate) async fn probe(settings: Settings, limit: Duration) -> Result<(), Sig
     let failed = |fault| SignInError::Failed(terms.failure(fault, carrier).to_string());
     let until = Instant::now() + limit;
     let mut trusted = Trusted::default();
-    let proof = match timeout_at(until, terms.proof(&mut trusted)).await {
+    let proof = match timeout_at(until, terms.proof(&mut trusted, terms.pair())).await {
         Ok(proof) => proof.map_err(failed)?,
         Err(_elapsed) => {
             let sentence = format!("the workload API gave no token within {} s", limit.as_secs());

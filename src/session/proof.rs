@@ -8,7 +8,7 @@ use rustls::ClientConfig;
 
 use super::failure::Fault;
 use super::signin::{Draft, SignIn};
-use super::terms::{Settings, Terms};
+use super::terms::{LoadedPair, Settings, Terms};
 use crate::credentials::{DeviceAuth, WorkloadAccess};
 use crate::tls;
 use crate::workload::{self, WorkloadError};
@@ -25,15 +25,16 @@ pub(super) struct Proof {
 pub(super) struct Trusted(Option<(String, Arc<ClientConfig>)>);
 
 impl Terms {
-    /// Makes the proof for the next connection. It asks for a module's trust bundle each time, so that a new authority
-    /// of the gateway is known at once. Takes at most a minute. Cancel safe.
+    /// Makes the proof for the next connection, with the certificate of `pair` if there is one. It asks for a
+    /// module's trust bundle each time, so that a new authority of the gateway is known at once. Takes at most a
+    /// minute. Cancel safe.
     ///
     /// # Errors
     /// The faults that are known before dialling.
-    pub(super) async fn proof(&self, trusted: &mut Trusted) -> Result<Proof, Fault> {
+    pub(super) async fn proof(&self, trusted: &mut Trusted, pair: &LoadedPair) -> Result<Proof, Fault> {
         let tls = match &self.settings.identity.auth {
             DeviceAuth::Workload(access) => self.module_tls(access, trusted).await?,
-            _ => Arc::clone(&self.tls),
+            _ => Arc::clone(&pair.tls),
         };
         Ok(Proof { sign_in: self.sign_in().await?, tls })
     }
@@ -43,9 +44,9 @@ impl Terms {
     /// # Errors
     /// As [`Self::proof`].
     pub(super) async fn sign_in(&self) -> Result<SignIn, Fault> {
-        let Settings { identity, token_lifetime, clock, .. } = &self.settings;
+        let Settings { identity, token_lifetime, clock, issuing, .. } = &self.settings;
         let now = clock();
-        match SignIn::draft(identity, *token_lifetime, now)? {
+        match SignIn::draft(identity, *token_lifetime, issuing.at_hub, now)? {
             Draft::Ready(sign_in) => Ok(sign_in),
             Draft::Unsigned { token, access } => {
                 let digest = workload::sign(access, &token.text_to_sign()).await.map_err(fault)?;

@@ -40,6 +40,11 @@ impl Registrations {
         (self.wanted, self.unreached_since) = (true, None);
     }
 
+    /// It is asked at once, whenever it was asked before: who wants that spaces its wishes.
+    pub(super) fn wanted_now(&mut self) {
+        *self = Self { wanted: true, ..Self::default() };
+    }
+
     /// The hub could not be reached.
     pub(super) fn unreached(&mut self) {
         let since = *self.unreached_since.get_or_insert_with(Instant::now);

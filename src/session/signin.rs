@@ -12,6 +12,11 @@ use super::failure::Fault;
 /// 2024-01-01T00:00:00Z. No build of this program is older, so a clock before this time is not set.
 pub(crate) const EARLIEST_PLAUSIBLE: Duration = Duration::from_secs(1_704_067_200);
 
+/// The version of the protocol of the hub. Source: wire reference 1.2.
+const API_VERSION: &str = "2021-04-12";
+/// The first one in which a hub issues certificates: a preview. Source: wire reference 12.6.
+const API_VERSION_WITH_CERTIFICATES: &str = "2025-08-01-preview";
+
 /// The longest wait for unsettled messages before a renewal.
 pub(super) const LONGEST_DRAIN: Duration = Duration::from_secs(60);
 
@@ -44,13 +49,15 @@ pub(super) enum Draft<'i> {
 }
 
 impl SignIn {
-    /// Makes a sign-in at `now`. With a key, its token is valid for `lifetime`.
+    /// Makes a sign-in at `now`. With a key, its token is valid for `lifetime`. `is_issued`: the hub may be asked for
+    /// the next certificate.
     ///
     /// # Errors
     /// [`Fault::ClockUnset`] and [`Fault::TokenExpired`], which are known before dialling.
     pub(super) fn draft(
         identity: &DeviceIdentity,
         lifetime: Duration,
+        is_issued: bool,
         now: SystemTime,
     ) -> Result<Draft<'_>, Fault> {
         if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
@@ -65,7 +72,13 @@ impl SignIn {
                 return Err(Fault::TokenExpired { expiry: token.expiry(), now });
             }
             DeviceAuth::Token(token) => Self::with(identity, Some(token), None),
-            DeviceAuth::Certificate { .. } => Self::with(identity, None, None),
+            DeviceAuth::Certificate { .. } => {
+                let mut sign_in = Self::with(identity, None, None);
+                if is_issued {
+                    sign_in.user_name = user_name(identity, API_VERSION_WITH_CERTIFICATES);
+                }
+                sign_in
+            }
             DeviceAuth::Workload(access) => {
                 let token = UnsignedToken::new(&identity.resource(), now + lifetime);
                 return Ok(Draft::Unsigned { token, access });
@@ -81,16 +94,16 @@ impl SignIn {
     }
 
     fn with(identity: &DeviceIdentity, token: Option<&SasToken>, renewal: Option<Renewal>) -> Self {
-        let user_name = format!(
-            "{}/{}/?api-version=2021-04-12&DeviceClientType=c2d-agent%2F{}",
-            identity.hub.name,
-            identity.client_id(),
-            env!("CARGO_PKG_VERSION")
-        );
+        let user_name = user_name(identity, API_VERSION);
         let expiry = token.map(SasToken::expiry);
         let password = token.map(|token| token.expose().to_owned());
         Self { user_name, password, expiry, renewal }
     }
+}
+
+fn user_name(identity: &DeviceIdentity, api_version: &str) -> String {
+    let (hub, client, program) = (&identity.hub.name, identity.client_id(), env!("CARGO_PKG_VERSION"));
+    format!("{hub}/{client}/?api-version={api_version}&DeviceClientType=c2d-agent%2F{program}")
 }
 
 impl Renewal {
@@ -119,7 +132,7 @@ mod tests {
     }
 
     fn ready(identity: &DeviceIdentity, lifetime: Duration, now: SystemTime) -> Result<SignIn, Fault> {
-        match SignIn::draft(identity, lifetime, now)? {
+        match SignIn::draft(identity, lifetime, false, now)? {
             Draft::Ready(sign_in) => Ok(sign_in),
             Draft::Unsigned { .. } => panic!("nobody else signs"),
         }
@@ -162,7 +175,7 @@ mod tests {
         let module =
             DeviceIdentity { module_id: Some("filter".into()), ..identity(DeviceAuth::Workload(access)) };
         let lifetime = Duration::from_secs(3600);
-        let Ok(Draft::Unsigned { token, .. }) = SignIn::draft(&module, lifetime, now()) else {
+        let Ok(Draft::Unsigned { token, .. }) = SignIn::draft(&module, lifetime, false, now()) else {
             panic!("a token to sign")
         };
         let digest = key().digest(token.text_to_sign().as_bytes());
@@ -183,8 +196,12 @@ mod tests {
     #[test]
     fn a_certificate_needs_neither_password_nor_renewal() {
         let auth = DeviceAuth::Certificate { certificate: "c".into(), private_key: "k".into() };
-        let made = ready(&identity(auth), Duration::from_secs(60), now()).expect("a sign-in");
+        let identity = identity(auth);
+        let made = ready(&identity, Duration::from_secs(60), now()).expect("a sign-in");
         assert!(made.password.is_none() && made.renewal.is_none());
+        let issued = SignIn::draft(&identity, Duration::from_secs(60), true, now());
+        let Ok(Draft::Ready(issued)) = issued else { panic!("a sign-in") };
+        assert!(issued.user_name.contains("?api-version=2025-08-01-preview&"), "{}", issued.user_name);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! Owns: reading these files, whether terms differ, where to dial, and whom a failure is about.
 //! Must not know: packets, when to connect.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::certificate::CertificateFacts;
 use crate::credentials::{DeviceAuth, DeviceIdentity, HostPort, Over, Proxy, Route, Transport};
 use crate::provisioning::Enrolment;
 use crate::tls::{self, ClientCertificate, TlsError};
@@ -73,15 +74,49 @@ pub(crate) struct Settings {
     pub(crate) desired: bool,
     /// Whether this is the only session, so that a refusal at the first sign-in ends it.
     pub(crate) alone: bool,
+    /// For a device whose certificate the service issues.
+    pub(crate) issuing: Issuing,
+}
+
+/// What a session needs where the service issues the device's certificate.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Issuing {
+    /// Whether the hub may be asked for the next certificate: the session subscribes to its answers, and its user name
+    /// has the version that knows them.
+    pub(crate) at_hub: bool,
+    /// A request for a certificate, in base64 of its DER. It goes along with a registration.
+    pub(crate) csr: Option<String>,
+    /// The pair to go back to, if the hub refuses the certificate of the identity. It has signed in before.
+    pub(crate) earlier: Option<ClientCertificate>,
 }
 
 /// The settings, and the content of their files.
 #[derive(Debug)]
 pub(crate) struct Terms {
     pub(super) settings: Settings,
+    pair: LoadedPair,
+    earlier: Option<LoadedPair>,
+}
+
+/// What TLS is made with. It stays as it was read, although the files change.
+#[derive(Debug, Clone)]
+pub(super) struct LoadedPair {
     pub(super) tls: Arc<rustls::ClientConfig>,
-    /// The digest of the TLS files, as they were when they were read.
-    fingerprint: Vec<u8>,
+    /// The digest of the files.
+    pub(super) fingerprint: Vec<u8>,
+    /// The device's certificate, if it signs in with one.
+    pub(super) certificate: Option<CertificateFacts>,
+}
+
+impl LoadedPair {
+    fn read(ca_file: Option<&Path>, pair: Option<&ClientCertificate>) -> Result<Self, TlsError> {
+        // Taken before the files are used: if a file is replaced in between, the next reload still sees it.
+        let fingerprint = tls::fingerprint(ca_file, pair)?;
+        let tls = tls::client_config(ca_file, pair)?;
+        let chain = pair.map(|pair| tls::read_certificates(&pair.certificate)).transpose()?;
+        let certificate = chain.and_then(|chain| CertificateFacts::read(chain.first()?));
+        Ok(Self { tls, fingerprint, certificate })
+    }
 }
 
 impl Terms {
@@ -97,16 +132,38 @@ impl Terms {
             }
             DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
         };
-        // Taken before the files are used: if a file is replaced in between, the next reload still sees it.
-        let fingerprint = tls::fingerprint(settings.ca_file.as_deref(), certificate.as_ref())?;
-        let tls = tls::client_config(settings.ca_file.as_deref(), certificate.as_ref())?;
-        Ok(Self { settings, tls, fingerprint })
+        let ca_file = settings.ca_file.as_deref();
+        let pair = LoadedPair::read(ca_file, certificate.as_ref())?;
+        // Without it there is nothing to go back to, which is no reason not to go on.
+        let earlier =
+            settings.issuing.earlier.as_ref().map(|earlier| LoadedPair::read(ca_file, Some(earlier)));
+        let earlier = earlier.transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the earlier certificate cannot be used");
+            None
+        });
+        Ok(Self { settings, pair, earlier })
+    }
+
+    /// What the settings' files held.
+    pub(super) fn pair(&self) -> &LoadedPair {
+        &self.pair
+    }
+
+    /// What to go back to if the hub refuses the certificate of [`Self::pair`].
+    pub(super) fn earlier(&self) -> Option<&LoadedPair> {
+        self.earlier.as_ref()
+    }
+
+    /// The device's certificate, if it signs in with one.
+    pub(crate) fn certificate(&self) -> Option<CertificateFacts> {
+        self.pair.certificate
     }
 
     pub(super) fn differ(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.settings, &other.settings);
-        self.fingerprint != other.fingerprint
-            || ours.identity != theirs.identity
+        self.pair.fingerprint != other.pair.fingerprint
+            || !is_same(&ours.identity, &theirs.identity)
+            || ours.issuing.at_hub != theirs.issuing.at_hub
             || ours.hub_source != theirs.hub_source
             || ours.transport != theirs.transport
             || ours.ca_file != theirs.ca_file
@@ -179,5 +236,15 @@ impl Terms {
             DeviceAuth::Workload(access) => Some(&access.generation_id),
             DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Certificate { .. } => None,
         }
+    }
+}
+
+/// Whether both identities are the same. Of a certificate only the content counts, not in which file it is.
+fn is_same(one: &DeviceIdentity, other: &DeviceIdentity) -> bool {
+    match (&one.auth, &other.auth) {
+        (DeviceAuth::Certificate { .. }, auth @ DeviceAuth::Certificate { .. }) => {
+            DeviceIdentity { auth: auth.clone(), ..one.clone() } == *other
+        }
+        _ => one == other,
     }
 }

@@ -10,6 +10,7 @@ use broker::{Broker, Peer, publish};
 #[cfg(feature = "emulator")]
 mod amqp;
 mod broker;
+mod certificates;
 #[cfg(feature = "emulator")]
 mod doors;
 #[cfg(feature = "emulator")]
@@ -46,6 +47,7 @@ fn settings(broker: &Broker) -> Settings {
         desired: false,
         hub_source: crate::session::HubSource::Configured,
         alone: true,
+        issuing: crate::session::Issuing::default(),
     }
 }
 

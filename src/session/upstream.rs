@@ -15,6 +15,9 @@ pub(crate) enum Upstream {
     Reported { patch: Bytes },
     /// A request for the whole twin: JSON with `desired` and `reported`, each with its `$version`.
     ReadTwin,
+    /// A request for a certificate, over MQTT only. It is published when the hub has it; the answers come as
+    /// [`Event::CertificateAnswer`](super::Event::CertificateAnswer), if need be on another connection.
+    IssueCertificate { request: String, body: Bytes },
 }
 
 /// Why something did not reach the hub.

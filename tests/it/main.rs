@@ -19,6 +19,7 @@ mod c2d_feedback;
 mod c2d_purge;
 mod c2d_send;
 mod c2d_send_outcome;
+mod certificates;
 mod check;
 mod check_doors;
 mod citations;

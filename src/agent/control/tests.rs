@@ -48,6 +48,7 @@ fn status() -> Status {
         started: time,
         connection,
         next_token_renewal: None,
+        certificate: None,
         last_message_received: None,
         actions: ActionCounts::default(),
         inbox: InboxStatus { path: "p".into(), counts: Counts::default(), trouble: None },

@@ -32,6 +32,7 @@ pub(super) fn hand_over(
         Upstream::Telemetry { properties, body } => (telemetry(&properties), body),
         Upstream::Reported { patch } => (topics::reported(request), patch),
         Upstream::ReadTwin => (topics::read_twin(request), Bytes::new()),
+        Upstream::IssueCertificate { request, body } => (topics::issue_certificate(&request), body),
     };
     if topic.len() > LONGEST_TOPIC || topic.len() + body.len() + PUBLISH_OVERHEAD > PACKET_LIMIT {
         return Err(PublishError::Refused(TOO_LARGE));

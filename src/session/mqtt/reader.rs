@@ -12,6 +12,7 @@ use super::wire::{PacketEvent, Wire};
 use crate::message::excerpt;
 use crate::session::arrivals::Arrivals;
 use crate::session::calls::CallRequest;
+use crate::session::certificates::CertificateAnswer;
 use crate::session::connection::{Shared, SignInProgress};
 use crate::session::delivery::{Delivery, Receipt};
 use crate::session::dial::Dial;
@@ -57,12 +58,13 @@ impl MqttReader {
     }
 
     fn subscriptions(&self) -> Subscriptions {
-        let Dial { device_id, module_id, twin, methods, desired, .. } = &self.wire.dial;
+        let Dial { device_id, module_id, twin, methods, desired, certificates, .. } = &self.wire.dial;
         let others = [
             // A session that hears of desired properties must be able to read them.
             (*twin || *desired, OtherSubscription::TwinAnswers),
             (*methods, OtherSubscription::Methods),
             (*desired, OtherSubscription::Desired),
+            (*certificates, OtherSubscription::CertificateAnswers),
         ];
         let others = others.into_iter().filter(|(wanted, _)| *wanted).map(|(_, other)| other);
         Subscriptions::new(topics::messages(device_id, module_id.as_deref()), others)
@@ -142,6 +144,22 @@ impl MqttReader {
             TopicKind::Message => {}
             TopicKind::TwinAnswer => self.answered(publish),
             TopicKind::DesiredChange => self.arrivals.desired.notify_one(),
+            TopicKind::CertificateAnswer => match topics::certificate_answer(&publish.topic) {
+                Some((request, status)) => {
+                    let request = request.to_owned();
+                    self.arrivals.certificates.push(CertificateAnswer {
+                        request,
+                        status,
+                        body: publish.payload,
+                    });
+                }
+                None => {
+                    tracing::warn!(
+                        topic = excerpt(&publish.topic),
+                        "ignored an answer that names no request"
+                    );
+                }
+            },
             TopicKind::MethodCall => {
                 let Some((name, id)) = topics::method_call(&publish.topic) else {
                     let topic = excerpt(&publish.topic);

@@ -3,7 +3,7 @@
 //! Owns: the filters, their order. Pure. Must not know: packets.
 //! Source: wire reference 1.4, 1.7.
 
-use super::topics::{DESIRED_CHANGES, METHOD_CALLS, TWIN_ANSWERS};
+use super::topics::{CERTIFICATE_ANSWERS, DESIRED_CHANGES, METHOD_CALLS, TWIN_ANSWERS};
 use crate::session::failure::Fault;
 
 /// All filters of the one SUBSCRIBE, the messages' first. A hub allows five at a time.
@@ -18,6 +18,7 @@ pub(super) enum OtherSubscription {
     TwinAnswers,
     Methods,
     Desired,
+    CertificateAnswers,
 }
 
 impl OtherSubscription {
@@ -26,6 +27,7 @@ impl OtherSubscription {
             Self::TwinAnswers => TWIN_ANSWERS,
             Self::Methods => METHOD_CALLS,
             Self::Desired => DESIRED_CHANGES,
+            Self::CertificateAnswers => CERTIFICATE_ANSWERS,
         }
     }
 
@@ -38,6 +40,9 @@ impl OtherSubscription {
                 "the hub refused to notify of desired properties: the agent sees changes only at the next \
                  sign-in"
             }
+            Self::CertificateAnswers => {
+                "the hub refused to issue certificates: the agent asks the provisioning service for them"
+            }
         }
     }
 }
@@ -48,10 +53,12 @@ impl Subscriptions {
         Self { messages, others: others.into_iter().collect() }
     }
 
-    /// The filters, and whether each one asks for QoS 1. Only the messages need it: an answer or a call is of no use
-    /// to another connection, and its PUBACK would wait behind messages.
+    /// The filters, and whether each one asks for QoS 1. The messages need it, and so do certificates, which the hub
+    /// keeps for the next connection. Any other answer or call is of no use there, and its PUBACK would wait behind
+    /// messages.
     pub(super) fn filters(&self) -> impl Iterator<Item = (&str, bool)> {
-        let others = self.others.iter().map(|other| (other.filter(), false));
+        let kept = |other: &OtherSubscription| *other == OtherSubscription::CertificateAnswers;
+        let others = self.others.iter().map(move |other| (other.filter(), kept(other)));
         std::iter::once((self.messages.as_str(), true)).chain(others)
     }
 
@@ -91,13 +98,19 @@ mod tests {
 
     #[test]
     fn the_messages_are_asked_for_first_and_nothing_else_is_a_fault() {
-        let all = [OtherSubscription::TwinAnswers, OtherSubscription::Methods, OtherSubscription::Desired];
+        let all = [
+            OtherSubscription::TwinAnswers,
+            OtherSubscription::Methods,
+            OtherSubscription::Desired,
+            OtherSubscription::CertificateAnswers,
+        ];
         let asked = Subscriptions::new("devices/d/messages/devicebound/#".into(), all);
         let expected = [
             ("devices/d/messages/devicebound/#", true),
             ("$iothub/twin/res/#", false),
             ("$iothub/methods/POST/#", false),
             ("$iothub/twin/PATCH/properties/desired/#", false),
+            ("$iothub/credentials/res/#", true),
         ];
         assert_eq!(asked.filters().collect::<Vec<_>>(), expected);
         let granted = |answers: &[Option<u8>]| asked.granted(answers, "hub", "d").ok();

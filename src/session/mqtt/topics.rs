@@ -15,6 +15,8 @@ pub(super) const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
 pub(super) const METHOD_CALLS: &str = "$iothub/methods/POST/#";
 /// The filter for all changes of desired properties.
 pub(super) const DESIRED_CHANGES: &str = "$iothub/twin/PATCH/properties/desired/#";
+/// The filter for all answers to requests for a certificate. Source: wire reference 12.6.
+pub(super) const CERTIFICATE_ANSWERS: &str = "$iothub/credentials/res/#";
 /// The longest id of a call that an answer repeats. The hub's ids have about 40 characters.
 const LONGEST_CALL_ID: usize = 1024;
 
@@ -26,6 +28,7 @@ pub(super) enum TopicKind {
     TwinAnswer,
     MethodCall,
     DesiredChange,
+    CertificateAnswer,
 }
 
 /// What comes on this topic.
@@ -35,6 +38,7 @@ pub(super) fn kind(topic: &str) -> TopicKind {
         _ if on(TWIN_ANSWERS) => TopicKind::TwinAnswer,
         _ if on(METHOD_CALLS) => TopicKind::MethodCall,
         _ if on(DESIRED_CHANGES) => TopicKind::DesiredChange,
+        _ if on(CERTIFICATE_ANSWERS) => TopicKind::CertificateAnswer,
         _ => TopicKind::Message,
     }
 }
@@ -80,6 +84,18 @@ pub(super) fn reported(request: u64) -> String {
 /// The topic of a request for the whole twin; the topic of its answer repeats `request`.
 pub(super) fn read_twin(request: u64) -> String {
     format!("$iothub/twin/GET/?$rid={request}")
+}
+
+/// The topic of a request for a certificate; the topic of its answers repeats `request`.
+pub(super) fn issue_certificate(request: &str) -> String {
+    format!("$iothub/credentials/POST/issueCertificate/?$rid={request}")
+}
+
+/// The request and the status of an answer to a request for a certificate; `None` if the topic names none.
+pub(super) fn certificate_answer(topic: &str) -> Option<(&str, u16)> {
+    let (status, query) = topic.strip_prefix(CERTIFICATE_ANSWERS.trim_end_matches('#'))?.split_once("/?")?;
+    let request = query.split('&').find_map(|pair| pair.strip_prefix("$rid="))?;
+    Some((request, status.parse().ok()?))
 }
 
 /// What a topic says about its answer; `None` if it answers no request of this program.
@@ -184,10 +200,24 @@ mod tests {
             ("$iothub/methods/POST/x/?$rid=1", TopicKind::MethodCall),
             ("$iothub/twin/res/200/?$rid=1", TopicKind::TwinAnswer),
             ("$iothub/twin/PATCH/properties/desired/?$version=3", TopicKind::DesiredChange),
+            ("$iothub/credentials/res/202/?$rid=1", TopicKind::CertificateAnswer),
             ("devices/d/messages/devicebound/", TopicKind::Message),
             ("$iothub/methods/res/1", TopicKind::Message),
         ] {
             assert_eq!(kind(topic), expected, "{topic}");
+        }
+    }
+
+    #[test]
+    fn answers_of_the_authority_are_told_by_request_and_status() {
+        assert_eq!(certificate_answer("$iothub/credentials/res/202/?$rid=a-1"), Some(("a-1", 202)));
+        assert_eq!(certificate_answer("$iothub/credentials/res/200/?x=y&$rid=b"), Some(("b", 200)));
+        for other in [
+            "$iothub/credentials/res/x/?$rid=1",
+            "$iothub/credentials/res/200/",
+            "$iothub/twin/res/200/?$rid=1",
+        ] {
+            assert_eq!(certificate_answer(other), None, "{other}");
         }
     }
 }

@@ -74,6 +74,7 @@ pub(super) fn settings_of(emulator: &Emulator, dir: &std::path::Path, id: &str) 
         desired: false,
         hub_source: crate::session::HubSource::Configured,
         alone: true,
+        issuing: crate::session::Issuing::default(),
     }
 }
 

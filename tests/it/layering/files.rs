@@ -12,12 +12,14 @@ const SESSION: &[&str] = &[
     // What all others may name.
     "session/backoff",
     "session/carrier",
+    "session/certificates",
     "session/confirmations",
     "session/failure",
     "session/upstream",
     // How a connection is made.
     "session/signin",
     "session/terms",
+    "session/due",
     "session/proof",
     "session/dial",
     // What a connection shares with those who settle, answer and publish.
@@ -57,6 +59,7 @@ const SESSION: &[&str] = &[
     "session/amqp/reader",
     "session/amqp",
     // One connection after the other.
+    "session/trial",
     "session/transports",
     "session/probe",
     "session/enrol",
@@ -71,6 +74,7 @@ const AGENT: &[&str] = &[
     "agent/error",
     "agent/alone",
     "agent/status",
+    "agent/certificates",
     "agent/tally",
     "agent/report",
     "agent/sessions",
@@ -110,6 +114,7 @@ const AGENT: &[&str] = &[
     "agent/twin",
     "agent/reload",
     "agent/assigning",
+    "agent/renewing",
     "agent/hub_events",
     "agent/stopping",
     "agent",

@@ -1,0 +1,171 @@
+//! What came of an enrolment: the assignment and the certificates that earlier registrations have left beside the
+//! inbox.
+//!
+//! Owns: their files, and who signs in with them. Must not know: how a registration is made, keys of the configuration.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::certificate::{IssuedChain, IssuedPairs, NextPair};
+use crate::credentials::{DeviceAuth, DeviceIdentity, Transport};
+use crate::provisioning::{Assignment, Enrolment};
+use crate::trust;
+
+use super::report::{Place, Report};
+
+/// The largest file of an assignment.
+const MAX_ASSIGNMENT_BYTES: u64 = 64 * 1024;
+
+/// How the device is enrolled, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provisioning {
+    /// What the service is asked.
+    pub enrolment: Enrolment,
+    /// The file that keeps the assignment.
+    pub file: PathBuf,
+    /// The assignment, and when it was made, in seconds since 1970. Absent: the service must be asked.
+    pub assigned: Option<(Assignment, u64)>,
+    /// The certificates that the service has issued; absent if it is not asked for any.
+    pub pairs: Option<IssuedPairs>,
+}
+
+impl Provisioning {
+    /// Reads what an earlier registration has left beside `inbox`. A file that does not count is a warning.
+    pub(super) fn kept(enrolment: Enrolment, inbox: &Path, report: &mut Report) -> Self {
+        let mut file = inbox.as_os_str().to_owned();
+        file.push(".assignment");
+        let file = PathBuf::from(file);
+        let kept = trust::read_own(&file, MAX_ASSIGNMENT_BYTES).and_then(|text| match text {
+            Some(text) => {
+                Assignment::from_file(&text, &enrolment).map(Some).map_err(|error| error.to_string())
+            }
+            None => Ok(None),
+        });
+        let assigned = kept.unwrap_or_else(|reason| {
+            let message = format!("{reason}; the provisioning service is asked anew");
+            report.warning(Place::File(file.clone()), message);
+            None
+        });
+        let title = format!("{} of {}", enrolment.registration_id, enrolment.id_scope);
+        let pairs = enrolment.request_certificate.then(|| IssuedPairs::read(inbox, &title));
+        for reason in pairs.iter().flat_map(|pairs| &pairs.passed_over) {
+            report.warning(
+                Place::File(file.clone()),
+                format!("{reason}; the service is asked for a certificate anew"),
+            );
+        }
+        Self { enrolment, file, assigned, pairs }
+    }
+
+    /// Keeps what `present` has, if the file has nothing newer: a full disk may have kept it from the file.
+    pub fn or_present(&mut self, present: Option<&Self>) {
+        let Some(present) = present.filter(|present| present.enrolment.is_registered_as(&self.enrolment))
+        else {
+            return;
+        };
+        let made = |provisioning: &Self| provisioning.assigned.as_ref().map(|(_, at)| *at);
+        if made(present) > made(self) {
+            self.assigned.clone_from(&present.assigned);
+        }
+    }
+
+    /// When the assignment was made. A time that no clock can show counts as 1970.
+    pub fn assigned_at(&self) -> Option<SystemTime> {
+        let (_, at) = self.assigned.as_ref()?;
+        let epoch = SystemTime::UNIX_EPOCH;
+        Some(epoch.checked_add(Duration::from_secs(*at)).unwrap_or(epoch))
+    }
+
+    /// Takes an assignment that was made at `at`, in seconds since 1970.
+    pub fn assign(&mut self, assignment: Assignment, at: u64) {
+        self.assigned = Some((assignment, at));
+    }
+
+    /// Makes sure that there is a key for which a certificate can be asked, if the service is asked for one and has not
+    /// issued the next one. May block.
+    ///
+    /// # Errors
+    /// Why there is no key on disk. Then no certificate is asked for.
+    pub fn prepare(&mut self) -> Result<(), String> {
+        match &mut self.pairs {
+            Some(pairs) if pairs.next == NextPair::Absent => pairs.begin(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a new key, in place of the next pair. May block.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub fn begin(&mut self) -> Result<(), String> {
+        self.pairs.as_mut().map_or(Ok(()), IssuedPairs::begin)
+    }
+
+    /// The next pair has signed in. May block.
+    ///
+    /// # Errors
+    /// Why it could not become the current one. It is still the next one then, and signs in again at the next start.
+    pub fn take_up(&mut self) -> Result<(), String> {
+        self.pairs.as_mut().map_or(Ok(()), IssuedPairs::take_up)
+    }
+
+    /// The request for a certificate that goes along with a registration, in base64 of its DER.
+    pub fn csr(&self) -> Option<String> {
+        let key = self.pairs.as_ref()?.key()?;
+        key.request(&self.enrolment.registration_id).ok()
+    }
+
+    /// Keeps a chain that was issued for the key, in base64 of DER. May block.
+    ///
+    /// # Errors
+    /// Why the chain cannot be used or kept. Then what was there before stays in force.
+    pub fn issued(&mut self, chain: &[String]) -> Result<(), String> {
+        let Some(pairs) = &mut self.pairs else { return Ok(()) };
+        let key = pairs.key().ok_or("a certificate was issued, but none was asked for")?;
+        let names =
+            [Some(&self.enrolment.registration_id), self.assigned.as_ref().map(|(of, _)| &of.device_id)];
+        let names: Vec<_> = names.into_iter().flatten().map(String::as_str).collect();
+        let chain = IssuedChain::read(chain, key, &names)
+            .map_err(|error| format!("the certificate chain that was issued cannot be used: {error}"))?;
+        pairs.issued(&chain)
+    }
+
+    /// Writes the file. After the return, a power cut does not undo that. If root does this for a service that runs as
+    /// another user, the file belongs to that user. May block.
+    ///
+    /// # Errors
+    /// Why it cannot be written; then the earlier file is still there.
+    pub fn write(&self) -> Result<(), String> {
+        let Some((assignment, at)) = &self.assigned else { return Ok(()) };
+        let text = assignment.to_file(&self.enrolment, *at);
+        let written = trust::replace_as(&self.file, text.as_bytes(), trust::owner_for_root(&self.file))
+            .and_then(|()| trust::sync_directory(trust::directory_of(&self.file)));
+        written.map_err(|error| {
+            format!("{} cannot be written: {}", self.file.display(), trust::in_words(&error))
+        })
+    }
+
+    /// Who signs in, over `transport`: with a certificate that the service has issued, if there is one. Before there
+    /// is an assignment, it only says who asks for one.
+    pub fn identity(&self, transport: Transport) -> DeviceIdentity {
+        let Enrolment { endpoint, registration_id, auth, .. } = &self.enrolment;
+        let Some((assignment, _)) = &self.assigned else {
+            return DeviceIdentity {
+                hub: endpoint.clone(),
+                device_id: registration_id.clone(),
+                module_id: None,
+                gateway: None,
+                auth: auth.into(),
+            };
+        };
+        let identity = assignment.identity(&self.enrolment, transport);
+        match self.pairs.as_ref().and_then(IssuedPairs::file) {
+            None => identity,
+            Some(file) => {
+                let auth =
+                    DeviceAuth::Certificate { certificate: file.to_owned(), private_key: file.to_owned() };
+                DeviceIdentity { auth, ..identity }
+            }
+        }
+    }
+}
