@@ -226,6 +226,7 @@ fn make_hub(
         registry.set_record(&device.id, record.clone());
     }
     let hub = SharedHub::new(Hub::new(registry, options.feedback_interval), clock);
+    hub.issue_certificates(state.issuer(options.certificate_lifetime));
     // Restore before a connection is served, so that no client sees an empty hub.
     let keeper = HubFile::restore(&hub, state.root())?;
     // What was restored may be of a clock that was ahead.

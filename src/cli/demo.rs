@@ -201,6 +201,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         routes: Vec::new(),
         workload_socket: None,
         feedback_interval: FEEDBACK_INTERVAL,
+        certificate_lifetime: std::time::Duration::from_secs(3600),
         faults: Vec::new(),
         clock: None,
         well_known_keys: false,

@@ -88,6 +88,8 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   queue-full          accepts no more messages for the device's queue
 ///   reverse-order       delivers the newest waiting message first
 ///   early-publish       delivers C2D messages before the device subscribes (MQTT)
+///   certificate=WORD    certificates that it asks for: refuse, hold, other-key or
+///                       broken (MQTT)
 /// Of the provisioning service, for one registration or for all:
 ///   dps-assigning=N     answers N questions after a registration with "assigning"
 ///   dps-throttle[=N]    answers all requests, or the next N, with 429
@@ -193,6 +195,9 @@ pub(super) struct EmulatorArgs {
     /// Time between two batches of delivery feedback, at most 1h; the real hub takes 15s.
     #[arg(long, value_name = "TIME", default_value = "15s", value_parser = interval)]
     feedback_interval: Duration,
+    /// How long certificates are valid that devices ask for, from 1s to 1000days; the real service takes 7 to 90 days.
+    #[arg(long, value_name = "TIME", default_value = "30days", value_parser = lifetime)]
+    certificate_lifetime: Duration,
     /// The ID scope of the Device Provisioning Service (DPS) [default: 0ne00000001, if one of the next two is given].
     #[arg(long, value_name = "SCOPE")]
     id_scope: Option<String>,
@@ -288,6 +293,12 @@ fn raise_file_limit(devices: usize) {
 }
 
 /// A duration of at most an hour: the hub drops feedback that waits longer.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let limits = Duration::from_secs(1)..=Duration::from_secs(1000 * 24 * 60 * 60);
+    let lifetime = humantime::parse_duration(text).ok().filter(|lifetime| limits.contains(lifetime));
+    lifetime.ok_or_else(|| "give a time from 1s to 1000days, such as 5m".to_owned())
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(interval) if interval <= Duration::from_secs(3600) => Ok(interval),
@@ -337,6 +348,7 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         workload_socket: args.workload_socket,
         routes: args.routes,
         feedback_interval: args.feedback_interval,
+        certificate_lifetime: args.certificate_lifetime,
         faults,
         clock: args.clock,
         well_known_keys: args.well_known_keys,

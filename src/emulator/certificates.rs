@@ -4,12 +4,16 @@
 
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
+
+use super::hub::CertificateFault;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const AUTHORITY_DAYS: u32 = 3650;
@@ -67,6 +71,76 @@ pub(super) fn make_server(
     let certificate = params.signed_by(&key, &issuer)?;
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     Ok(ServerIdentity { chain: vec![certificate.der().clone()], key })
+}
+
+/// Signs certificates that devices ask for. They keep their keys.
+pub(super) struct DeviceIssuer {
+    authority: PemPair,
+    lifetime: Duration,
+}
+
+impl DeviceIssuer {
+    /// Certificates are valid for `lifetime`.
+    pub(super) fn new(authority: PemPair, lifetime: Duration) -> Self {
+        Self { authority, lifetime }
+    }
+
+    /// Signs a request in base64 of its DER for the device `id`, which must be its common name. Returns the chain in
+    /// the same form, the device's certificate first.
+    ///
+    /// # Errors
+    /// What is wrong with the request.
+    pub(super) fn sign(
+        &self,
+        csr: &str,
+        id: &str,
+        now: SystemTime,
+        fault: Option<CertificateFault>,
+    ) -> Result<Vec<String>, String> {
+        let der = BASE64_STANDARD.decode(csr).map_err(|error| format!("csr is not base64: {error}"))?;
+        let mut request = CertificateSigningRequestParams::from_der(&der.into())
+            .map_err(|error| format!("csr is not a certificate request: {error}"))?;
+        let names = &request.params.distinguished_name;
+        let is_own = names.get(&DnType::CommonName).is_some_and(|name| match name {
+            DnValue::Utf8String(name) => name.eq_ignore_ascii_case(id),
+            DnValue::PrintableString(name) => name.as_str().eq_ignore_ascii_case(id),
+            DnValue::Ia5String(name) => name.as_str().eq_ignore_ascii_case(id),
+            _ => false,
+        });
+        if !is_own {
+            return Err(format!("the common name of csr is not {id}"));
+        }
+        request.params.not_before = now.into();
+        request.params.not_after = (now + self.lifetime).into();
+        request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        request.params.use_authority_key_identifier_extension = true;
+        self.signed(&request, fault).map_err(|error| format!("csr cannot be signed: {error}"))
+    }
+
+    fn signed(
+        &self,
+        request: &CertificateSigningRequestParams,
+        fault: Option<CertificateFault>,
+    ) -> Result<Vec<String>, rcgen::Error> {
+        let PemPair { certificate, private_key } = &self.authority;
+        let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(private_key)?)?;
+        let made = match fault {
+            Some(CertificateFault::OtherKey) => request.params.signed_by(&KeyPair::generate()?, &issuer)?,
+            _ => request.signed_by(&issuer)?,
+        };
+        let authority = base64_of(certificate);
+        let mut chain = vec![BASE64_STANDARD.encode(made.der()), authority];
+        if fault == Some(CertificateFault::Broken) {
+            chain[1].truncate(100);
+        }
+        Ok(chain)
+    }
+}
+
+/// The DER of a PEM text with one certificate, in base64.
+fn base64_of(pem: &str) -> String {
+    pem.lines().filter(|line| !line.starts_with("-----")).collect()
 }
 
 /// Makes a self-signed client certificate for a device.

@@ -18,6 +18,8 @@
 mod again;
 mod batches;
 mod calls;
+mod certificate_requests;
+mod certificates;
 mod consumers;
 mod decisions;
 mod device;
@@ -54,6 +56,7 @@ pub use calls::{
     BackEndCall, CallError, CallId, CallProgress, DeviceAnswer, MAX_CALLS, MAX_METHOD_TIMEOUT, MAX_NAME,
     MAX_PAYLOAD, MIN_RESPONSE_TIMEOUT, MethodRequest,
 };
+pub use certificate_requests::{CertificateAnswer, Sign, is_request_id};
 pub use consumers::{ConsumerError, ConsumerId, MAX_CONSUMERS, MAX_READERS};
 pub use device::MAX_DESIRED_CHANGES;
 pub use devices::Identity;
@@ -62,7 +65,7 @@ pub use document::{
 };
 pub use ended::{Content, Ended, MAX_ENDED, MAX_ENDED_BYTES};
 pub use events::{D2cMessage, MAX_EVENT_BYTES, MAX_EVENTS};
-pub use faults::{Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
+pub use faults::{CertificateFault, Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
 pub use feedback::{BATCH_RECORDS, FeedbackLock, FeedbackView, LockedBatch};
 pub use inputs::{InputError, SOURCE_DEVICE, input_topic};
 pub use job_work::JOBS_IN_FLIGHT;

@@ -31,8 +31,10 @@ use super::provisioning::Reception;
 use super::registry::Thumbprint;
 use super::shared::SharedHub;
 
+mod certificates;
 mod codec;
 mod desired;
+mod ending;
 mod methods;
 mod provisioning;
 mod sign_in;
@@ -44,6 +46,7 @@ use codec::{
     ConnAck, ConnectReturnCode, LastWill, Packet, PubAck, Publish, QoS, SubAck, Subscribe,
     SubscribeReasonCode, UnsubAck, Unsubscribe, Wire, WireError,
 };
+use ending::MqttEnd;
 use sign_in::SignedIn;
 use topics::Destination;
 pub use username::{UserName, UserNameError};
@@ -53,31 +56,6 @@ const MAX_IN_FLIGHT: usize = 50;
 
 /// The longest silence that the hub allows, even if the keep-alive is longer. Source: wire reference 1.4.
 const MAX_SILENCE: Duration = Duration::from_secs(1767);
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-enum MqttEnd {
-    #[error("the device sent DISCONNECT")]
-    Goodbye,
-    #[error("the device closed the connection without DISCONNECT")]
-    Closed,
-    #[error("a newer connection of the same device replaced it, or the device was deleted or disabled")]
-    Displaced,
-    #[error("the token expired")]
-    TokenExpired,
-    #[error("the device was silent for longer than its keep-alive allows")]
-    Silent,
-    #[error("{0}")]
-    Refused(String),
-    #[error("the fault drop-at drops the connection at this packet")]
-    Dropped,
-    #[error("the hub throttles the device (throttle)")]
-    Throttled,
-    #[error("the emulator is stopping")]
-    Stopped,
-    #[error(transparent)]
-    Wire(#[from] WireError),
-}
 
 /// Serves one connection until it ends, and logs the reason of the end. `certificate` is the one that the peer has
 /// shown in its TLS handshake. `reception` is for clients of the provisioning service.
@@ -150,6 +128,8 @@ struct DeviceConnection<S> {
     session_present: bool,
     /// Packet ids that wait for their PUBACK. At most [`MAX_IN_FLIGHT`].
     in_flight: BTreeMap<u16, Locked>,
+    /// The certificate that waits for its PUBACK: the packet id, and the request.
+    certificate_in_flight: Option<(u16, String)>,
     last_packet_id: u16,
     max_silence: Duration,
     last_heard: Instant,
@@ -168,6 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
             id: connected.connection,
             session_present: connected.session_present,
             in_flight: BTreeMap::new(),
+            certificate_in_flight: None,
             last_packet_id: 0,
             max_silence,
             last_heard: Instant::now(),
@@ -229,6 +210,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
             }
             while let Some(call) = methods::next_call(&self.hub, &self.device_id, self.id) {
                 self.push(&Packet::Publish(call))?;
+            }
+            while let Some((mut answer, awaited)) = certificates::next(&self.hub, &self.device_id, self.id) {
+                if let Some(request) = awaited {
+                    answer.pkid = self.next_packet_id();
+                    self.certificate_in_flight = Some((answer.pkid, request));
+                }
+                self.push(&Packet::Publish(answer))?;
             }
             // The flush is outside the select: if it were cancelled, the device could get half a packet.
             self.wire.flush().await?;
@@ -333,6 +321,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
 
     fn complete(&mut self, packet_id: u16) {
         let device_id = &self.device_id;
+        if let Some((_, request)) = self.certificate_in_flight.take_if(|(own, _)| *own == packet_id) {
+            return self.hub.with(|hub, _| hub.certificate_taken(device_id, &request));
+        }
         if self.hub.with(|hub, _| hub.ignores_puback(device_id)) {
             return tracing::info!(
                 device_id,
@@ -384,6 +375,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
                         "the device sent \"{shown}\", without a request id"
                     )));
                 }
+            }
+            Ok(Some(Destination::Certificate(request))) => {
+                certificates::take(&self.hub, &self.device_id, &request, &publish.payload);
             }
             Ok(Some(Destination::MethodAnswer(topic))) => {
                 methods::take_answer(&self.hub, &self.device_id, self.id, &topic, &publish.payload);
@@ -492,7 +486,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
     fn next_packet_id(&mut self) -> u16 {
         loop {
             self.last_packet_id = self.last_packet_id.checked_add(1).unwrap_or(1);
-            if !self.in_flight.contains_key(&self.last_packet_id) {
+            let is_of_certificate =
+                self.certificate_in_flight.as_ref().is_some_and(|(own, _)| *own == self.last_packet_id);
+            if !is_of_certificate && !self.in_flight.contains_key(&self.last_packet_id) {
                 return self.last_packet_id;
             }
         }

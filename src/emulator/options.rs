@@ -54,6 +54,8 @@ pub struct Options {
     pub routes: Vec<InputRoute>,
     /// Time from one feedback batch to the next; the real hub's is 15 seconds.
     pub feedback_interval: Duration,
+    /// How long certificates are valid that devices ask for.
+    pub certificate_lifetime: Duration,
     /// The faults that are set from the start.
     pub faults: Vec<FaultOrder>,
     /// How the clock is set at the start; `None` means the real time.

@@ -1,8 +1,7 @@
 //! The hub as all listeners share it: one lock, one clock, and a counter that wakes the listeners.
 //!
-//! Owns: the lock around [`Hub`], who is woken by a change, the clock and its moves, and the timer that tells the hub
-//! the time.
-//! Must not know: MQTT, AMQP.
+//! Owns: the lock around [`Hub`], who signs its devices' certificates, who is woken by a change, the clock and its
+//! moves, and the timer that tells the hub the time. Must not know: MQTT, AMQP.
 //!
 //! A change of a device only wakes the links of that device: with ten thousand devices, waking all of them for each
 //! message would take longer than the message.
@@ -12,11 +11,12 @@
 //! peer, such as the keep-alive of MQTT, are waits for the real time.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
+use super::certificates::DeviceIssuer;
 use super::clock::{ClockError, ClockOffset, ClockSetting};
 use super::hub::Hub;
 use crate::message::format_time;
@@ -42,6 +42,8 @@ struct HubAndClock {
     devices: Mutex<HashMap<String, watch::Sender<u64>>>,
     clock: Clock,
     offset: watch::Sender<ClockOffset>,
+    /// Who signs certificates of devices.
+    issuer: OnceLock<DeviceIssuer>,
 }
 
 impl SharedHub {
@@ -52,7 +54,26 @@ impl SharedHub {
         let (version, changes) = (watch::Sender::new(hub.version()), watch::Sender::new(hub.changes()));
         let (events, offset) = (watch::Sender::new(hub.event_version()), watch::Sender::default());
         let (hub, devices) = (Mutex::new(hub), Mutex::default());
-        Self(Arc::new(HubAndClock { hub, version, changes, events, devices, clock, offset }))
+        Self(Arc::new(HubAndClock {
+            hub,
+            version,
+            changes,
+            events,
+            devices,
+            clock,
+            offset,
+            issuer: OnceLock::new(),
+        }))
+    }
+
+    /// From now on devices can ask for certificates, which `issuer` signs. Only the first one counts.
+    pub(super) fn issue_certificates(&self, issuer: DeviceIssuer) {
+        drop(self.0.issuer.set(issuer));
+    }
+
+    /// Who signs certificates of devices.
+    pub(super) fn issuer(&self) -> Option<&DeviceIssuer> {
+        self.0.issuer.get()
     }
 
     /// Runs `act` on the hub with the present time. If `act` changes anything that listeners must know, it wakes them.

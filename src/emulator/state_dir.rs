@@ -27,7 +27,7 @@ use rustls::pki_types::pem::PemObject as _;
 
 use crate::credentials::{HostPort, SasToken};
 
-use super::certificates::{self, PemPair, ServerIdentity};
+use super::certificates::{self, DeviceIssuer, PemPair, ServerIdentity};
 use super::identity;
 use super::registry::{
     AccessPolicy, Device, DeviceCredential, IdentityRecord, KeyPair, RegistryRight, Thumbprint,
@@ -211,6 +211,11 @@ impl StateDir {
     /// The shared access policies.
     pub(super) fn policies(&self) -> Vec<AccessPolicy> {
         self.policies.clone()
+    }
+
+    /// Signs certificates that devices ask for, as the authority. They are valid for `lifetime`.
+    pub(super) fn issuer(&self, lifetime: Duration) -> DeviceIssuer {
+        DeviceIssuer::new(self.secrets.authority.clone(), lifetime)
     }
 
     /// The authority that clients must trust, as PEM.

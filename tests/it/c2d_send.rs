@@ -47,6 +47,7 @@ impl Running {
             routes: Vec::new(),
             workload_socket: None,
             feedback_interval: Duration::from_millis(50),
+            certificate_lifetime: std::time::Duration::from_secs(3600),
             faults: Vec::new(),
             clock: None,
             well_known_keys: false,

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use crate::emulator_registry::owner;
 use crate::harness::{Emulator, Process, binary, wait_for_file, write_config};
 
+mod issued;
+
 /// Pin `pump`, and a rule that sets it.
 const PUMP: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.pump]\nline = 1\n\
     [[rule]]\nname = \"pump\"\nwhen = { action = \"pump\" }\ndo = [ { gpio = \"pump\", set = \"{state}\" } ]\n";

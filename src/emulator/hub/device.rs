@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::SystemTime;
 
 use super::calls::PendingCalls;
+use super::certificate_requests::CertificateRequests;
 use super::ended::EndedLately;
 use super::events::Events;
 use super::faults::{FaultName, Faults};
@@ -33,6 +34,7 @@ pub(super) struct DeviceState {
     /// Changes that the current connection has not received yet. At most [`MAX_DESIRED_CHANGES`].
     pub(super) desired_changes: VecDeque<DesiredChange>,
     pub(super) calls: PendingCalls,
+    pub(super) certificates: CertificateRequests,
     pub(super) faults: Faults,
     /// When the device last signed in, completed or sent something.
     pub(super) last_activity: Option<SystemTime>,

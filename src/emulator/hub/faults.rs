@@ -44,10 +44,12 @@ pub enum FaultName {
     ReverseOrder,
     /// `early-publish`
     EarlyPublish,
+    /// `certificate`
+    Certificate,
 }
 
 /// Every fault, its name, and how its value is written.
-const NAMES: [(FaultName, &str, &str); 9] = [
+const NAMES: [(FaultName, &str, &str); 10] = [
     (FaultName::DropAt, "drop-at", "=N"),
     (FaultName::Delay, "delay", "=DURATION"),
     (FaultName::Duplicate, "duplicate", "[=N]"),
@@ -57,6 +59,7 @@ const NAMES: [(FaultName, &str, &str); 9] = [
     (FaultName::QueueFull, "queue-full", ""),
     (FaultName::ReverseOrder, "reverse-order", ""),
     (FaultName::EarlyPublish, "early-publish", ""),
+    (FaultName::Certificate, "certificate", "=refuse|hold|other-key|broken"),
 ];
 
 impl FaultName {
@@ -96,6 +99,30 @@ pub enum Fault {
     ReverseOrder,
     /// C2D messages are sent right after CONNACK, even if the device has not subscribed.
     EarlyPublish,
+    /// Certificates that the device asks for are not what they should be.
+    Certificate(CertificateFault),
+}
+
+/// What is wrong with certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateFault {
+    /// The authority refuses the request.
+    Refuse,
+    /// The certificate waits until the fault ends.
+    Hold,
+    /// The certificate is for another key.
+    OtherKey,
+    /// The chain has a member that is no certificate.
+    Broken,
+}
+
+impl CertificateFault {
+    const ALL: [(Self, &str); 4] = [
+        (Self::Refuse, "refuse"),
+        (Self::Hold, "hold"),
+        (Self::OtherKey, "other-key"),
+        (Self::Broken, "broken"),
+    ];
 }
 
 impl Fault {
@@ -126,6 +153,11 @@ impl Fault {
             FaultName::QueueFull => plain(Self::QueueFull),
             FaultName::ReverseOrder => plain(Self::ReverseOrder),
             FaultName::EarlyPublish => plain(Self::EarlyPublish),
+            FaultName::Certificate => {
+                let found = CertificateFault::ALL.iter().find(|(_, word)| *word == value);
+                let refused = || refused("give refuse, hold, other-key or broken");
+                found.map(|(fault, _)| Self::Certificate(*fault)).ok_or_else(refused)
+            }
         }
     }
 
@@ -141,6 +173,7 @@ impl Fault {
             Self::QueueFull => FaultName::QueueFull,
             Self::ReverseOrder => FaultName::ReverseOrder,
             Self::EarlyPublish => FaultName::EarlyPublish,
+            Self::Certificate(_) => FaultName::Certificate,
         }
     }
 
@@ -149,6 +182,10 @@ impl Fault {
         match self {
             Self::DropAt(left) => Some(left.to_string()),
             Self::Delay(delay) => Some(humantime::format_duration(delay).to_string()),
+            Self::Certificate(fault) => {
+                let found = CertificateFault::ALL.iter().find(|(own, _)| *own == fault);
+                found.map(|(_, word)| (*word).to_owned())
+            }
             Self::Duplicate(left) | Self::IgnorePuback(left) => left.map(|left| left.to_string()),
             _ => None,
         }
@@ -266,6 +303,13 @@ impl Faults {
 
     pub(super) fn queue_is_full(&self) -> bool {
         self.has(FaultName::QueueFull)
+    }
+
+    pub(super) fn certificate(&self) -> Option<CertificateFault> {
+        self.set.values().find_map(|fault| match fault {
+            Fault::Certificate(fault) => Some(*fault),
+            _ => None,
+        })
     }
 
     pub(super) fn is_throttled(&self) -> bool {

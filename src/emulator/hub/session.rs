@@ -23,6 +23,8 @@ pub enum Subscription {
     TwinResponses,
     /// Changes of desired properties.
     DesiredProperties,
+    /// Answers to requests for a certificate.
+    CertificateAnswers,
 }
 
 /// The result of a new connection.

@@ -7,7 +7,7 @@ use crate::message::{self, MessageError, Properties};
 
 use super::super::hub::Subscription;
 use super::super::identity;
-use super::{methods, twin};
+use super::{certificates, methods, twin};
 
 /// The subscription that a filter of `device_id` stands for; `None` if the filter is not documented.
 pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription> {
@@ -15,6 +15,9 @@ pub(super) fn subscription(device_id: &str, filter: &str) -> Option<Subscription
         "$iothub/methods/POST/#" => Some(Subscription::Methods),
         "$iothub/twin/res/#" => Some(Subscription::TwinResponses),
         "$iothub/twin/PATCH/properties/desired/#" => Some(Subscription::DesiredProperties),
+        "$iothub/credentials/res/#" if !identity::is_module(device_id) => {
+            Some(Subscription::CertificateAnswers)
+        }
         _ => {
             let begins = filter.strip_suffix('#')?;
             let own = if identity::is_module(device_id) {
@@ -44,6 +47,8 @@ pub(super) enum Destination {
     Twin(twin::TwinRequest),
     /// An answer to a call of a method.
     MethodAnswer(methods::AnswerTopic),
+    /// A request for a certificate, with this id.
+    Certificate(String),
 }
 
 /// The purpose of a topic of `device_id`; `Ok(None)` if the topic is not documented.
@@ -53,6 +58,9 @@ pub(super) enum Destination {
 pub(super) fn destination(device_id: &str, topic: &str) -> Result<Option<Destination>, MessageError> {
     if let Some(answer) = methods::answer(topic) {
         return Ok(Some(Destination::MethodAnswer(answer)));
+    }
+    if let Some(request) = certificates::request(topic) {
+        return Ok(Some(Destination::Certificate(request.to_owned())));
     }
     if let Some(request) = twin::request(topic) {
         return Ok(Some(Destination::Twin(request)));

@@ -199,7 +199,7 @@ impl ProvisioningDesk {
                 );
                 (ending, Vec::new())
             }
-            Decision::Assign(allotment) => (Ending::Assigned, self.assign(*allotment, request).await?),
+            Decision::Assign(allotment) => (Ending::Assigned, self.assign(*allotment, request, real).await?),
         };
         Ok(self.with(|book| book.begin(claim, ending, extra, Uuid::new_v4())))
     }
@@ -207,9 +207,13 @@ impl ProvisioningDesk {
     /// Does at the hubs what was decided, and records it. Returns what the answer has beside the registration.
     async fn assign(
         &self,
-        allotment: Allotment,
+        mut allotment: Allotment,
         request: RegisterRequest,
+        real: SystemTime,
     ) -> Result<Vec<(&'static str, Value)>, DpsRefusal> {
+        let hub = self.0.hubs.main().hub();
+        let issued = request.csr.map(|csr| issuing::issued_chain(&mut allotment, &csr, hub, real));
+        let chain = issued.transpose().map_err(DpsRefusal::bad_request)?.flatten();
         let Allotment { record, credential, is_edge, initial_twin, leaves, echoes } = allotment;
         let missing = || DpsRefusal::internal(format!("there is no hub \"{}\"", record.hub));
         let registrar = self.0.hubs.named(&record.hub).ok_or_else(missing)?;
@@ -245,11 +249,10 @@ impl ProvisioningDesk {
             left = leaves.map(|(hub, _)| hub),
             "a device registered at the provisioning service"
         );
-        let chain = request.csr.and_then(|csr| issuing::issued_chain(&record.registration_id, &csr));
         self.with(|book| book.assigned(record));
         self.note_change();
         let payload = request.payload.filter(|_| echoes).map(|payload| ("payload", payload));
-        Ok(payload.into_iter().chain(chain.map(|chain| ("issuedCertificateChain", chain))).collect())
+        Ok(payload.into_iter().chain(chain.map(|chain| ("issuedCertificateChain", chain.into()))).collect())
     }
 
     async fn wait_for_fault(&self, claim: &RegistrationClaim) {

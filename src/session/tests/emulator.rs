@@ -34,6 +34,7 @@ fn options(dir: &std::path::Path) -> Options {
         routes: Vec::new(),
         workload_socket: None,
         feedback_interval: std::time::Duration::from_secs(15),
+        certificate_lifetime: std::time::Duration::from_secs(3600),
         faults: Vec::new(),
         clock: None,
         well_known_keys: false,

@@ -58,6 +58,7 @@ impl Local {
             routes: Vec::new(),
             workload_socket: None,
             feedback_interval: Duration::from_millis(10),
+            certificate_lifetime: std::time::Duration::from_secs(3600),
             faults: Vec::new(),
             clock: None,
             well_known_keys: false,
