@@ -191,9 +191,11 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         tasks.spawn(listener::serve("mqtt", listener, tls.clone(), stop.clone(), serve_mqtt.clone()));
     }
     let (own, token, devices) = (hubs.clone(), stop.clone(), authority.clone());
+    let provisioning = reception.clone();
     let serve_amqp = move |stream: Accepted, peer| {
-        let certificate = devices.peer_thumbprint(stream.get_ref().1);
-        amqp::serve_connection(stream, certificate, peer, own.clone(), token.clone()).map(drop)
+        let connection = stream.get_ref().1;
+        let (certificate, reception) = (devices.peer_thumbprint(connection), provisioning.of(connection));
+        amqp::serve_connection(stream, certificate, reception, peer, own.clone(), token.clone()).map(drop)
     };
     for listener in amqp.listeners {
         tasks.spawn(listener::serve("amqp", listener, tls.clone(), stop.clone(), serve_amqp.clone()));

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::hubs::Hubs;
 use super::listener::ARRIVAL_TIMEOUT;
+use super::provisioning::Reception;
 use super::registry::Thumbprint;
 use claims::Claims;
 use frames::{Breach, FrameStream, MAX_FRAME, OpenedHost};
@@ -33,12 +34,14 @@ mod convert;
 mod device_link;
 mod device_message;
 mod ending;
+mod enrollee;
 mod event_message;
 mod events_link;
 mod feedback_link;
 mod frames;
 mod management;
 mod method_link;
+mod registration_link;
 mod requests;
 mod sasl;
 mod selector;
@@ -68,10 +71,11 @@ pub(super) enum AmqpEnd {
 }
 
 /// Serves one connection until the client leaves, breaks a rule, or `stop` is cancelled. `certificate` is the one that
-/// the client has shown.
+/// the client has shown. `reception` is for clients of the provisioning service.
 pub(super) async fn serve_connection<S>(
     stream: S,
     certificate: Option<Thumbprint>,
+    reception: Reception,
     peer: SocketAddr,
     hubs: Hubs,
     stop: CancellationToken,
@@ -82,7 +86,7 @@ where
     // The crate offers no way to cut a connection, and its engines run in their own tasks. So the stream is cut
     // instead.
     let kill = stop.child_token();
-    let (claims, breach) = (Claims::new(hubs, certificate, kill.clone()), Breach::default());
+    let (claims, breach) = (Claims::new(hubs, certificate, reception, kill.clone()), Breach::default());
     let opening = open(stream, &claims, &breach, kill.clone());
     let opened = tokio::select! {
         () = stop.cancelled() => return AmqpEnd::Done,

@@ -1,43 +1,45 @@
-// A device built on Microsoft's azure-iot-provisioning-device that registers over one transport, and sends a message to
-// the hub that it is assigned. Usage: node provisioning.js mqtt|mqtt-ws|amqp|amqp-ws|http HOST ID_SCOPE REGISTRATION_ID
-// with KEY, or CERTIFICATE and PRIVATE_KEY (files), and NODE_EXTRA_CA_CERTS (the service's CA) in the environment.
-// Prints the registration as one JSON object, and `sent` when the hub has taken the message.
+// A device built on Microsoft's azure-iot-provisioning-device: asks for its hub, and then sends a message there.
+// Usage: node provisioning.js mqtt|mqtt-ws|amqp|amqp-ws|http HOST SCOPE REGISTRATION, with NODE_EXTRA_CA_CERTS in the
+// environment. The proof is SYMMETRIC_KEY, or the files CERTIFICATE and PRIVATE_KEY; PAYLOAD is JSON for the service.
+//
+// Prints one JSON object a line: what the service has answered, then what was sent; or the error.
 
 'use strict';
 const fs = require('node:fs');
-const { Client, Message } = require('azure-iot-device');
-const { Mqtt, MqttWs } = require('azure-iot-provisioning-device-mqtt');
-const { Amqp, AmqpWs } = require('azure-iot-provisioning-device-amqp');
-const { Http } = require('azure-iot-provisioning-device-http');
 const { ProvisioningDeviceClient } = require('azure-iot-provisioning-device');
 const { SymmetricKeySecurityClient } = require('azure-iot-security-symmetric-key');
 const { X509Security } = require('azure-iot-security-x509');
-const AtHub = require('azure-iot-device-mqtt').Mqtt;
+const { Client, Message } = require('azure-iot-device');
 
-const [name, host, scope, id] = process.argv.slice(2);
-const transports = { mqtt: Mqtt, 'mqtt-ws': MqttWs, amqp: Amqp, 'amqp-ws': AmqpWs, http: Http };
-const { KEY: key, CERTIFICATE: certificate, PRIVATE_KEY: privateKey } = process.env;
-const pair = key ? undefined : { cert: fs.readFileSync(certificate, 'utf8'), key: fs.readFileSync(privateKey, 'utf8') };
+const [name, host, scope, registration] = process.argv.slice(2);
+const protocol = name.split('-')[0];
+const kind = { mqtt: 'Mqtt', 'mqtt-ws': 'MqttWs', amqp: 'Amqp', 'amqp-ws': 'AmqpWs', http: 'Http' }[name];
+const Transport = require(`azure-iot-provisioning-device-${protocol}`)[kind];
+const DeviceTransport = require(`azure-iot-device-${protocol}`)[kind];
+
+const { SYMMETRIC_KEY: symmetricKey, CERTIFICATE: certificate, PRIVATE_KEY: privateKey, PAYLOAD: payload } = process.env;
+const pair = certificate && { cert: fs.readFileSync(certificate, 'utf8'), key: fs.readFileSync(privateKey, 'utf8') };
+const print = (value) => console.log(JSON.stringify(value));
 
 async function main() {
-  const security = key ? new SymmetricKeySecurityClient(id, key) : new X509Security(id, pair);
-  const client = ProvisioningDeviceClient.create(host, scope, new transports[name](), security);
-  client.setProvisioningPayload({ site: 12 });
-  const { status, substatus, assignedHub, deviceId, payload } = await client.register();
-  console.log(JSON.stringify({ status, substatus, assignedHub, deviceId, payload }));
+  const security = pair ? new X509Security(registration, pair) : new SymmetricKeySecurityClient(registration, symmetricKey);
+  const provisioning = ProvisioningDeviceClient.create(host, scope, new Transport(), security);
+  if (payload) provisioning.setProvisioningPayload(JSON.parse(payload));
+  const state = await provisioning.register();
+  print(state);
 
-  const proof = key ? `SharedAccessKey=${key}` : 'x509=true';
-  const device = Client.fromConnectionString(`HostName=${assignedHub};DeviceId=${deviceId};${proof}`, AtHub);
-  if (pair) {
-    device.setOptions(pair);
-  }
+  const place = `HostName=${state.assignedHub};DeviceId=${state.deviceId}`;
+  const device = Client.fromConnectionString(`${place};${pair ? 'x509=true' : `SharedAccessKey=${symmetricKey}`}`, DeviceTransport);
+  // Not awaited: over HTTPS, the SDK never says that options without a policy of receiving are set.
+  if (pair) device.setOptions(pair);
   await device.open();
-  await device.sendEvent(new Message('from ' + id));
+  await device.sendEvent(new Message(name));
   await device.close();
-  console.log('sent');
+  print({ sent: name });
 }
 
 main().catch((error) => {
-  console.error(error.stack, error.responseBody || '');
+  // Over AMQP, an error of the service is the object of the AMQP library.
+  print({ error: error.name ?? error.condition, message: error.message, said: error.description ?? error.responseBody });
   process.exit(1);
 });

@@ -34,6 +34,8 @@ pub(super) enum Address {
     Partition { event_hub: String, group: String, partition: String },
     /// The Event Hub-compatible endpoint at the hub itself, with what stands below it.
     HubEvents(String),
+    /// A device asks the provisioning service here: the ID scope and the registration id.
+    Registration(String, String),
     /// Another address of a device.
     OtherOfDevice,
     /// Anything else.
@@ -65,6 +67,7 @@ impl Address {
             (["devices", _, "twin"], [_, id, ..]) => Self::Twin(decode(id)),
             (["devices", _, "methods", "devicebound"], [_, id, ..]) => Self::Methods(decode(id)),
             (["devices", _, "modules", _, "messages", "devicebound"], _) => Self::Module,
+            ([_, "registrations", _], [id_scope, _, id]) => Self::Registration(decode(id_scope), decode(id)),
             (["devices", _, _, ..], _) => Self::OtherOfDevice,
             _ => Self::Unknown,
         };
@@ -154,6 +157,10 @@ mod tests {
         assert_eq!(device("/devices/d/modules/m/twin"), Address::OtherOfDevice);
         assert_eq!(device("/devices/d%2Fm/twin"), Address::Unknown);
         assert_eq!(device("/devices/d"), Address::Unknown);
+        // Node writes the path, and C the whole URI.
+        let registration = Address::Registration("0ne01".into(), "pump:12".into());
+        assert_eq!(device("0ne01/registrations/pump:12"), registration);
+        assert_eq!(device("amqps://h:5671/0ne01/registrations/pump%3A12"), registration);
         assert_eq!(device("amqps://h"), Address::Unknown);
         assert_eq!(device(""), Address::Unknown);
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use fe2o3_amqp::types::definitions::AmqpError;
+use fe2o3_amqp::types::performatives::Attach;
 use futures_util::FutureExt as _;
 use futures_util::future::select_all;
 use tokio::sync::watch;
@@ -14,10 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::address;
 use super::condition::LinkRefusal;
+use super::enrollee::{ConnectionDoor, Enrollee};
 use super::frames::Answers;
 use crate::credentials::SasToken;
 use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::emulator::hubs::Hubs;
+use crate::emulator::provisioning::{DoorError, Reception};
 use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
 
@@ -47,6 +50,8 @@ pub(super) struct Claims {
     /// The hub that the client means. It is set once.
     meant: OnceLock<SharedHub>,
     certificate: Option<Thumbprint>,
+    /// For a client of the provisioning service.
+    door: ConnectionDoor,
     grants: watch::Sender<Grants>,
     /// The hub's connections for the devices that have links here.
     connections: Mutex<BTreeMap<String, ConnectionId>>,
@@ -68,11 +73,17 @@ struct Grants {
 
 impl Claims {
     /// Claims without tokens. `certificate` is the one that the client has shown; `kill` cuts the connection.
-    pub(super) fn new(hubs: Hubs, certificate: Option<Thumbprint>, kill: CancellationToken) -> Arc<Self> {
+    pub(super) fn new(
+        hubs: Hubs,
+        certificate: Option<Thumbprint>,
+        reception: Reception,
+        kill: CancellationToken,
+    ) -> Arc<Self> {
+        let door = ConnectionDoor::new(reception);
         let grants = watch::Sender::new(Grants::default());
         let (meant, connections, answers) = (OnceLock::new(), Mutex::default(), Answers::default());
         let callable = Mutex::default();
-        Arc::new(Self { hubs, meant, certificate, grants, connections, callable, answers, kill })
+        Arc::new(Self { hubs, meant, certificate, door, grants, connections, callable, answers, kill })
     }
 
     /// The hub of this connection; the main one until the client has said which one it means.
@@ -92,6 +103,24 @@ impl Claims {
         if self.hubs.of_address(host).is_some() {
             self.settle_hub(host);
         }
+    }
+
+    /// Lets in a client of the provisioning service that signs in by SASL PLAIN.
+    pub(super) fn enroll(&self, id_scope: &str, registration_id: &str, token: &str) -> Result<(), DoorError> {
+        self.door.sign_in((id_scope, registration_id), token, self.hub().clock().0)
+    }
+
+    /// The client of the provisioning service that may attach this link.
+    ///
+    /// # Errors
+    /// The service's error.
+    pub(super) fn enrollee(
+        &self,
+        attach: &Attach,
+        id_scope: &str,
+        registration_id: &str,
+    ) -> Result<Arc<Enrollee>, LinkRefusal> {
+        self.door.at(attach, (id_scope, registration_id), self.hub().clock().0)
     }
 
     /// Counts a packet that a device has sent or is about to get. If a fault drops the connection at this packet, this

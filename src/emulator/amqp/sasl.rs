@@ -13,6 +13,7 @@ use fe2o3_amqp::types::primitives::{Array, Symbol};
 use fe2o3_amqp::types::sasl::{SaslCode, SaslInit, SaslOutcome, SaslResponse};
 
 use super::claims::Claims;
+use super::enrollee;
 
 #[derive(Clone)]
 pub(super) struct Sasl {
@@ -27,13 +28,19 @@ impl Sasl {
     fn plain(&self, init: SaslInit) -> Result<(), String> {
         let response = init.initial_response.map(|bytes| bytes.into_vec()).unwrap_or_default();
         let (user, token) = split_plain(&response).ok_or("the PLAIN response is not user and password")?;
+        if let Some((id_scope, registration_id)) = enrollee::registration(user) {
+            let admitted = self.claims.enroll(id_scope, registration_id, token);
+            return admitted.map_err(|error| format!("the provisioning service refuses it: {error}"));
+        }
         let taken = match (user.split_once("@sas.root."), user.rsplit_once('@')) {
             (Some((policy, _)), _) => self.claims.put_of_policy(token, policy),
             // DEVICE@sas.HUB or DEVICE@HUB. The hub's name is checked in the token.
             (None, Some((device_id, _))) => self.claims.put_of_device(token, device_id),
             (None, None) => {
                 let shown = excerpt(user);
-                return Err(format!("\"{shown}\" is neither POLICY@sas.root.HUB nor DEVICE@sas.HUB"));
+                return Err(format!(
+                    "\"{shown}\" is neither POLICY@sas.root.HUB nor DEVICE@sas.HUB nor SCOPE/registrations/ID"
+                ));
             }
         };
         taken.map_err(|error| error.to_string())
@@ -54,7 +61,7 @@ impl SaslAcceptor for Sasl {
         match accepted {
             Ok(()) => outcome(SaslCode::Ok),
             Err(reason) => {
-                tracing::warn!(reason, "refused a service client");
+                tracing::warn!(reason, "refused a sign-in over AMQP");
                 outcome(SaslCode::Auth)
             }
         }

@@ -21,10 +21,14 @@ use super::claims::{Claims, NO_MODULES};
 use super::condition::LinkRefusal;
 use super::consumer_link::{self, Reading};
 use super::ending::ANSWER_TIMEOUT;
+use super::enrollee::Enrollee;
 use super::frames::{MAX_D2C, MAX_MESSAGE};
 use super::requests::RequestNode;
 use super::twin_link::{self, Pairs, TwinLinks};
-use super::{c2d_link, cbs, device_link, events_link, feedback_link, management, method_link, silent_link};
+use super::{
+    c2d_link, cbs, device_link, events_link, feedback_link, management, method_link, registration_link,
+    silent_link,
+};
 use crate::emulator::hub::ConnectionId;
 use crate::message::excerpt;
 
@@ -57,6 +61,8 @@ enum Purpose {
     Twin(Arc<TwinLinks>),
     /// A device receives method calls, and answers them.
     Methods(String, ConnectionId),
+    /// A device asks the provisioning service, and gets its answers.
+    Registration(Arc<Enrollee>),
 }
 
 /// The nodes of a session that answer requests.
@@ -124,7 +130,7 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
     };
     let address = address.unwrap_or_default();
     let parsed = Address::parse(address);
-    if parsed != Address::Cbs {
+    if !matches!(parsed, Address::Cbs | Address::Registration(..)) {
         claims.settle_hub(address);
     }
     let purpose = match (&attach.role, parsed) {
@@ -180,6 +186,9 @@ fn purpose(attach: &Attach, claims: &Claims, pairs: &Pairs) -> Result<Purpose, L
         }
         (_, Address::Device(_) | Address::Events(_)) => {
             return Err(LinkRefusal::no_address("a device receives at devicebound, and sends to events"));
+        }
+        (_, Address::Registration(id_scope, registration_id)) => {
+            return claims.enrollee(attach, &id_scope, &registration_id).map(Purpose::Registration);
         }
         (_, Address::Module | Address::OtherOfDevice) => {
             return Err(LinkRefusal::new(AmqpError::NotImplemented, NO_MODULES));
@@ -315,6 +324,12 @@ fn start(
         }
         (Purpose::Methods(device_id, connection), LinkEndpoint::Sender(link)) => {
             links.spawn(method_link::send(link, claims, device_id, connection));
+        }
+        (Purpose::Registration(enrollee), LinkEndpoint::Receiver(link)) => {
+            links.spawn(registration_link::receive(link, enrollee));
+        }
+        (Purpose::Registration(enrollee), LinkEndpoint::Sender(link)) => {
+            links.spawn(registration_link::send(link, enrollee));
         }
         // The link's role decided both its purpose and its direction, so this cannot happen.
         (_, LinkEndpoint::Receiver(_) | LinkEndpoint::Sender(_)) => {

@@ -32,6 +32,7 @@ mod faults;
 mod hubs;
 mod method;
 mod readers;
+mod registration;
 mod twin;
 
 const NOW: u64 = 1_800_000_000;
@@ -90,10 +91,19 @@ impl Client {
         host: Option<&str>,
         profile: Option<SaslProfile>,
     ) -> Result<Self, OpenError> {
+        Self::open_with(hubs, Reception::closed(), host, profile).await
+    }
+
+    async fn open_with(
+        hubs: Hubs,
+        reception: Reception,
+        host: Option<&str>,
+        profile: Option<SaslProfile>,
+    ) -> Result<Self, OpenError> {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let mut server = JoinSet::new();
         let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let served = serve_connection(far, None, peer, hubs, CancellationToken::new());
+        let served = serve_connection(far, None, reception, peer, hubs, CancellationToken::new());
         server.spawn(served.map(drop));
         let mut builder = Connection::builder().container_id("test").scheme("amqp").hostname(host);
         if let Some(profile) = profile {
@@ -385,7 +395,14 @@ async fn an_expired_token_ends_the_session_with_the_reason() {
 async fn bytes_that_are_not_amqp_get_the_header_and_the_end() {
     let (mut near, far) = tokio::io::duplex(64);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let server = serve_connection(far, None, peer, Hubs::of(&hub(), &[]), CancellationToken::new());
+    let server = serve_connection(
+        far,
+        None,
+        Reception::closed(),
+        peer,
+        Hubs::of(&hub(), &[]),
+        CancellationToken::new(),
+    );
     let client = async {
         near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("sent");
         let mut answer = Vec::new();
@@ -403,7 +420,7 @@ async fn stopping_cuts_connections_at_once() {
     let stop = CancellationToken::new();
     let (near, far) = tokio::io::duplex(64 * 1024);
     let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let server = serve_connection(far, None, peer, Hubs::of(&hub, &[]), stop.clone());
+    let server = serve_connection(far, None, Reception::closed(), peer, Hubs::of(&hub, &[]), stop.clone());
     let client = async {
         let builder = Connection::builder().container_id("test").scheme("amqp");
         let mut connection = builder.open_with_stream(near).await.expect("open");

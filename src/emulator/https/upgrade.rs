@@ -166,7 +166,7 @@ async fn serve<S>(
             Farewell::Done
         }
         Subprotocol::Amqp => {
-            let ended = amqp::serve_connection(lent, certificate, peer, hubs, stop.clone()).await;
+            let ended = amqp::serve_connection(lent, certificate, reception, peer, hubs, stop.clone()).await;
             match ended {
                 amqp::AmqpEnd::Done => Farewell::Done,
                 amqp::AmqpEnd::Breach(reason) => Farewell::Breach(reason),
