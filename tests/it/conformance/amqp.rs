@@ -111,18 +111,30 @@ fn body(bytes: &[u8]) -> (u64, Value) {
     (DATA, Value::Binary(bytes.to_vec()))
 }
 
+/// Fits into a frame of 64 KiB with what is around it.
+const LARGEST_PART: usize = 65_000;
+
 /// Sends a message unsettled, and returns its outcome, which must be the only answer.
 #[track_caller]
 fn sent(peer: &mut Peer, handle: u32, delivery: u32, sections: &[(u64, Value)]) -> Value {
-    let tag = Value::Binary(delivery.to_be_bytes().to_vec());
-    let fields = vec![Value::Uint(handle), Value::Uint(delivery), tag, Value::Uint(0), Value::Bool(false)];
-    peer.send(0, TRANSFER, fields, &message(sections));
+    transfer(peer, handle, delivery, 0, &message(sections));
     let answer = peer.expect(DISPOSITION);
     assert_eq!(answer.field(0), &Value::Bool(true), "from the receiver: {answer:?}");
     assert_eq!(answer.field(1), &Value::Uint(delivery), "{answer:?}");
     assert!([&Value::Null, &Value::Uint(delivery)].contains(&answer.field(2)), "{answer:?}");
     assert_eq!(answer.field(3), &Value::Bool(true), "settled: {answer:?}");
     answer.field(4).clone()
+}
+
+/// Sends the bytes of a message in frames that are no larger than the emulator takes.
+fn transfer(peer: &mut Peer, handle: u32, delivery: u32, format: u32, bytes: &[u8]) {
+    let parts: Vec<_> = bytes.chunks(LARGEST_PART).collect();
+    for (at, part) in parts.iter().enumerate() {
+        let tag = Value::Binary(delivery.to_be_bytes().to_vec());
+        let more = Value::Bool(at + 1 < parts.len());
+        let head = vec![Value::Uint(handle), Value::Uint(delivery), tag, Value::Uint(format)];
+        peer.send(0, TRANSFER, [head, vec![Value::Bool(false), more]].concat(), part);
+    }
 }
 
 fn accepted() -> Value {

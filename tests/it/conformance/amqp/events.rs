@@ -3,7 +3,7 @@
 //! Owns: batches and transfers in parts. Must not know: how bytes are made (`frames`).
 //! Source: `uamqp_messaging.c` and `iothubtransport_amqp_telemetry_messenger.c` of the C SDK.
 
-use super::{Value, attach, device, error, sent, service};
+use super::{Value, attach, device, error, sent, service, transfer};
 use crate::frames::{
     APPLICATION_PROPERTIES, DATA, DETACH, DISPOSITION, MESSAGE_ANNOTATIONS, PROPERTIES, Peer, REJECTED,
     TRANSFER, message,
@@ -14,17 +14,6 @@ use crate::rest_ask::ask;
 
 const EVENTS: &str = "amqps://localhost/devices/dev1/messages/events";
 const BATCH: u32 = 0x8001_3700;
-
-/// Sends one transfer of this format, in frames of 200 KB.
-fn transfer(peer: &mut Peer, delivery: u32, format: u32, bytes: &[u8]) {
-    let parts: Vec<_> = bytes.chunks(200_000).collect();
-    for (at, part) in parts.iter().enumerate() {
-        let tag = Value::Binary(delivery.to_be_bytes().to_vec());
-        let more = Value::Bool(at + 1 < parts.len());
-        let head = vec![Value::Uint(0), Value::Uint(delivery), tag, Value::Uint(format)];
-        peer.send(0, TRANSFER, [head, vec![Value::Bool(false), more]].concat(), part);
-    }
-}
 
 /// A batch: each data section is one message, and its annotations come after its properties.
 fn batch(ids: &[&str]) -> Vec<u8> {
@@ -60,7 +49,7 @@ fn each_message_of_a_batch_is_stored_or_none() {
     let emulator = Emulator::start();
     let mut peer = device(&emulator);
     attach(&mut peer, 0, false, EVENTS, 0);
-    transfer(&mut peer, 0, BATCH, &batch(&["m-1", "m-2"]));
+    transfer(&mut peer, 0, 0, BATCH, &batch(&["m-1", "m-2"]));
     assert_eq!(outcome(&mut peer), super::accepted());
     // The last message is cut off, in its data.
     let mut cut = batch(&["m-3"]);
@@ -73,12 +62,12 @@ fn each_message_of_a_batch_is_stored_or_none() {
     let mut deep = batch(&["m-4"]);
     deep.extend(message(&[(DATA, Value::Binary(message(&[(0x77, lists)])))]));
     for (delivery, bytes) in [(1, cut), (2, deep)] {
-        transfer(&mut peer, delivery, BATCH, &bytes);
+        transfer(&mut peer, 0, delivery, BATCH, &bytes);
         let Value::Described(REJECTED, refused) = outcome(&mut peer) else { panic!("{delivery}: taken") };
         let expected = ("com.microsoft:argument-error".to_owned(), true, Some(400_003));
         assert_eq!(error(&refused.fields()[0]), expected);
     }
-    transfer(&mut peer, 3, BATCH, &batch(&["m-5"]));
+    transfer(&mut peer, 0, 3, BATCH, &batch(&["m-5"]));
     assert_eq!(outcome(&mut peer), super::accepted());
     assert_eq!(stored(&emulator), ["m-1", "m-2", "m-5"]);
 }
@@ -99,7 +88,7 @@ fn a_message_or_batch_above_256_kib_ends_its_link() {
         let mut peer = device(&emulator);
         let attached = attach(&mut peer, 0, false, EVENTS, 0);
         assert_eq!(attached.field(10), &Value::Ulong(256 * 1024), "max-message-size: {attached:?}");
-        transfer(&mut peer, 0, format, &bytes);
+        transfer(&mut peer, 0, 0, format, &bytes);
         let detach = peer.expect(DETACH);
         let size = "amqp:link:message-size-exceeded";
         let Value::Symbol(condition) = &detach.field(2).fields()[0] else { panic!("{detach:?}") };
@@ -107,7 +96,7 @@ fn a_message_or_batch_above_256_kib_ends_its_link() {
     }
     let mut peer = device(&emulator);
     attach(&mut peer, 0, false, EVENTS, 0);
-    transfer(&mut peer, 0, 0, &large(256 * 1024 - 8));
+    transfer(&mut peer, 0, 0, 0, &large(256 * 1024 - 8));
     assert_eq!(outcome(&mut peer), super::accepted());
     assert_eq!(stored(&emulator).len(), 1);
 }
