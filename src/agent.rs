@@ -118,14 +118,17 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
     }
     let mut inbox = Inbox::open(&claim, &config.inbox, clock);
     // Logged before the first connection attempt, which may take long.
+    let is_assigned = config.provisioning.as_ref().is_none_or(|enrolled| enrolled.assigned.is_some());
     for identity in config.identities.iter() {
+        let what =
+            if is_assigned || identity.module_id.is_some() { "connecting" } else { "not assigned yet" };
         tracing::info!(
             hub = %identity.dialled(),
             device_id = identity.device_id,
             module_id = identity.module_id,
             rules = config.rules.len(),
             pins = config.gpio.pins.len(),
-            "connecting"
+            "{what}"
         );
     }
     prepare(&mut config);

@@ -102,7 +102,7 @@ enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Init(init::InitArgs),
+    Init(Box<init::InitArgs>),
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Inbox(inbox::InboxArgs),

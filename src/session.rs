@@ -41,12 +41,15 @@ mod enrol;
 mod event;
 mod failure;
 mod gate;
+#[cfg(feature = "full")]
+mod https_registration;
 mod keeper;
 mod mqtt;
 #[allow(dead_code)] // Only the doctor uses it, which needs the feature `full`.
 mod probe;
 mod proof;
 mod publish;
+mod questions;
 mod registrations;
 mod signin;
 mod terms;

@@ -15,6 +15,7 @@ use crate::config::{self, Inspection};
 
 use self::device::{CA_FILE_VARIABLE, DeviceProof, NewDevice};
 use self::duty::Duty;
+use self::enrolment::{ENROLMENT_KEY_FILE, NewEnrolment, NewProof};
 use self::find::CONNECTION_STRING_VARIABLE;
 use self::place::NewFile;
 use super::shown::Output;
@@ -23,6 +24,7 @@ use super::{DEFAULT_CONFIG, Exit, Failure};
 mod ask;
 mod device;
 mod duty;
+mod enrolment;
 mod find;
 mod next;
 mod place;
@@ -37,7 +39,8 @@ mod toml;
 #[command(after_help = "Examples:\n  sudo c2d-agent init\n  \
     sudo c2d-agent init --connection-string-file secret.txt --pin pump=17\n  \
     sudo c2d-agent init --command backup -- /usr/local/bin/backup --full\n  \
-    c2d-agent init -c config.toml --simulated --pin pump=17\n\n\
+    c2d-agent init -c config.toml --simulated --pin pump=17\n  \
+    c2d-agent init --provisioning 0ne00012345 --key-file device.key --pin pump=17\n\n\
     Exit codes: 0 written, or shown; 1 the files cannot be written, or a signal ended it; 2 something is missing or wrong.")]
 pub(super) struct InitArgs {
     /// The configuration to write. Its secrets, and a private root, become files beside it.
@@ -53,6 +56,18 @@ pub(super) struct InitArgs {
     /// With a certificate: the device.
     #[arg(long, value_name = "ID", requires = "hub")]
     device_id: Option<String>,
+    /// Enrol the device: the ID scope of the Device Provisioning Service that tells it its hub.
+    #[arg(long, value_name = "ID_SCOPE", conflicts_with_all = ["connection_string_file", "hub", "device_id"])]
+    provisioning: Option<String>,
+    /// With --provisioning: the registration id [default: the certificate's CN, else this machine's host name].
+    #[arg(long, value_name = "ID", requires = "provisioning")]
+    registration_id: Option<String>,
+    /// With --provisioning: a file with the device's key, as provision derive-key prints it; - is standard input.
+    #[arg(long, value_name = "FILE", requires = "provisioning", conflicts_with = "certificate")]
+    key_file: Option<PathBuf>,
+    /// With --provisioning: the host of the service, if it is another one.
+    #[arg(long, value_name = "HOST", requires = "provisioning")]
+    endpoint: Option<String>,
     /// The PEM file of the device's certificate; it is copied.
     #[arg(long, value_name = "FILE", requires = "private_key")]
     certificate: Option<PathBuf>,
@@ -84,15 +99,28 @@ pub(super) struct InitArgs {
     force: bool,
 }
 
+/// The tables that say who signs in.
+const DEVICE: &str = "[device]";
+const PROVISIONING: &str = "[provisioning]";
+/// Stands in for the file of the key before that exists.
+const ENROLMENT_KEY_VARIABLE: &str = "C2D_PROVISIONING_KEY";
+
 /// What goes into the configuration.
 #[derive(Debug)]
 struct NewConfiguration {
-    device: NewDevice,
+    who: NewIdentity,
     ca_file: Option<PathBuf>,
     duties: Vec<Duty>,
     is_simulated: bool,
     /// The configuration to write.
     config: PathBuf,
+}
+
+/// Who signs in.
+#[derive(Debug)]
+enum NewIdentity {
+    Device(NewDevice),
+    Enrolment(NewEnrolment),
 }
 
 /// Asks for what is missing, and writes the files.
@@ -141,7 +169,11 @@ pub(super) fn run(args: &InitArgs) -> Result<Exit, Failure> {
 fn missing(args: &InitArgs) -> Vec<&'static str> {
     let mut missing = Vec::new();
     let has_string = args.connection_string_file.is_some() || variable(CONNECTION_STRING_VARIABLE).is_some();
-    if args.hub.is_none() && !has_string {
+    if args.provisioning.is_some() {
+        if args.key_file.is_none() && args.certificate.is_none() {
+            missing.push("--key-file FILE, or --certificate FILE and --private-key FILE");
+        }
+    } else if args.hub.is_none() && !has_string {
         missing.push(
             "--connection-string-file FILE, with - for standard input (with a certificate instead --hub, --device-id, \
              --certificate and --private-key)",
@@ -158,13 +190,16 @@ fn missing(args: &InitArgs) -> Vec<&'static str> {
 /// Gathers the plan from the options, and asks at the terminal for what they lack.
 fn gather(args: &InitArgs) -> Result<NewConfiguration, Failure> {
     let mut duties = duty::given(&args.pins, args.command.as_deref(), &args.program)?;
-    let device = find::device(args)?;
+    let who = match &args.provisioning {
+        Some(id_scope) => NewIdentity::Enrolment(find::enrolment(args, id_scope)?),
+        None => NewIdentity::Device(find::device(args)?),
+    };
     if duties.is_empty() {
         duties.push(ask::duty()?);
     }
     let ca_file = args.ca_file.clone().or_else(|| variable(CA_FILE_VARIABLE).map(PathBuf::from));
     let config = args.config.clone();
-    Ok(NewConfiguration { device, ca_file, duties, is_simulated: args.simulated, config })
+    Ok(NewConfiguration { who, ca_file, duties, is_simulated: args.simulated, config })
 }
 
 /// Inspects the planned configuration, writes it, and says what to do next.
@@ -214,30 +249,73 @@ fn finish(plan: &NewConfiguration, args: &InitArgs) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+impl NewIdentity {
+    /// The table of the configuration, and the lines in it.
+    fn lines(&self) -> (&'static str, String) {
+        match self {
+            Self::Device(device) => (DEVICE, device.lines()),
+            Self::Enrolment(enrolment) => (PROVISIONING, enrolment.lines()),
+        }
+    }
+
+    /// The same before the files exist.
+    fn lines_before_writing(&self) -> (&'static str, String) {
+        match self {
+            Self::Device(device) => (DEVICE, device.lines_before_writing()),
+            Self::Enrolment(enrolment) => (PROVISIONING, enrolment.lines_before_writing()),
+        }
+    }
+
+    fn connection_string(&self) -> Option<String> {
+        match self {
+            Self::Device(device) => device.connection_string(),
+            Self::Enrolment(_) => None,
+        }
+    }
+
+    fn enrolment_key(&self) -> Option<String> {
+        match self {
+            Self::Device(_) => None,
+            Self::Enrolment(enrolment) => enrolment.key(),
+        }
+    }
+}
+
 impl NewConfiguration {
     fn text(&self) -> String {
-        text::configuration(self, &self.device.lines())
+        text::configuration(self, &self.who.lines())
     }
 
     /// Inspects as `check` would, before the files exist: secrets are read from where they are now.
     fn inspect(&self) -> Inspection {
         let env = |name: &str| match name {
-            CONNECTION_STRING_VARIABLE => self.device.connection_string(),
+            CONNECTION_STRING_VARIABLE => self.who.connection_string(),
+            ENROLMENT_KEY_VARIABLE => self.who.enrolment_key(),
             CA_FILE_VARIABLE => self.ca_file.as_ref().map(|path| path.display().to_string()),
             _ => None,
         };
-        let text = text::configuration(self, &self.device.lines_before_writing());
+        let text = text::configuration(self, &self.who.lines_before_writing());
         config::inspect_text(&text, &self.config, &env)
     }
 
     /// The files to write. The configuration is the last, because it names the others.
     fn files(&self) -> Result<Vec<NewFile>, Failure> {
         let beside = |name| self.config.with_file_name(name);
-        let mut files = match &self.device.proof {
-            DeviceProof::String(text) => {
+        let mut files = match &self.who {
+            NewIdentity::Device(NewDevice { proof: DeviceProof::String(text), .. }) => {
                 vec![NewFile::secret(beside(device::STRING_FILE), format!("{text}\n").into_bytes())]
             }
-            DeviceProof::Certificate { certificate, private_key } => vec![
+            NewIdentity::Enrolment(NewEnrolment { proof: NewProof::Key(key), .. }) => {
+                vec![NewFile::secret(beside(ENROLMENT_KEY_FILE), format!("{key}\n").into_bytes())]
+            }
+            NewIdentity::Device(NewDevice {
+                proof: DeviceProof::Certificate { certificate, private_key },
+                ..
+            })
+            | NewIdentity::Enrolment(NewEnrolment {
+                proof: NewProof::Certificate { certificate, private_key },
+                ..
+            }) => vec![
                 NewFile::secret(beside(device::CERTIFICATE_FILE), find::read(certificate)?),
                 NewFile::secret(beside(device::KEY_FILE), find::read(private_key)?),
             ],

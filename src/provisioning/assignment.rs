@@ -141,10 +141,15 @@ impl Assignment {
     }
 
     /// Who signs in at the hub. Where the service has a port of its own for MQTT, as an emulator may, its hubs have it, too.
+    /// Over AMQP that port is the wrong one.
     pub fn identity(&self, enrolment: &Enrolment, transport: Transport) -> DeviceIdentity {
-        let port = enrolment.endpoint.port.filter(|_| transport == Transport::Mqtt);
+        let (own, of_service) = (self.hub.port, enrolment.endpoint.port);
+        let port = match transport {
+            Transport::Mqtt => own.or(of_service),
+            Transport::Amqp => own.filter(|own| Some(*own) != of_service),
+        };
         DeviceIdentity {
-            hub: HostPort { name: self.hub.name.clone(), port: self.hub.port.or(port) },
+            hub: HostPort { name: self.hub.name.clone(), port },
             device_id: self.device_id.clone(),
             module_id: None,
             gateway: None,
@@ -207,6 +212,9 @@ mod tests {
         let elsewhere = Enrolment { endpoint, ..enrolment() };
         assert_eq!(kept.identity(&elsewhere, Transport::Mqtt).hub.port, Some(18_883));
         assert_eq!(kept.identity(&elsewhere, Transport::Amqp).hub.port, None);
+        let named = Assignment { hub: HostPort::parse("h:18883").expect("a host"), ..kept.clone() };
+        assert_eq!(named.identity(&elsewhere, Transport::Mqtt).hub.port, Some(18_883));
+        assert_eq!(named.identity(&elsewhere, Transport::Amqp).hub.port, None);
         assert_eq!(identity.resource(), "h.device.azure-devices.net/devices/pump-12");
         assert!(matches!(identity.auth, DeviceAuth::Key(_)));
     }

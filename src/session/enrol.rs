@@ -4,21 +4,24 @@
 //! is done with the assignment.
 //!
 //! DPS and the hub are never connected at the same time, so one call is one connection that ends before the hub is
-//! dialled. Over MQTT only: every instance of the service has it.
+//! dialled. Over MQTT, and over HTTPS only where neither MQTT nor a WebSocket gets through.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use rustls::ClientConfig;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
 use super::carrier::Carrier;
 use super::dial::Dial;
 use super::failure::{self, Failure, Fault, Who};
-use super::mqtt;
+use super::questions::Answered;
 use super::signin::EARLIEST_PLAUSIBLE;
 use super::terms::{Settings, Terms, standard_port};
+use super::transports;
 use crate::credentials::{HostPort, Over, Route, Transport};
 use crate::provisioning::{Assignment, Enrolment, EnrolmentAuth, RegistrationRefusal};
 use crate::tls::{self, ClientCertificate, TlsError};
@@ -113,27 +116,33 @@ pub(crate) async fn enrol(
         Over::Either => &[Carrier::Tls, Carrier::WebSocket],
     };
     let now = (settings.clock)();
-    let mut last = Fault::Unanswered { within: limit };
-    let mut by = Carrier::Tls;
+    let body = Bytes::from(settings.enrolment.body(csr));
+    let mut unreached = None;
     for carrier in carriers {
-        by = *carrier;
-        let dial = settings.dial(*carrier, now).await?;
         let asked =
-            mqtt::enrol::register(dial, &settings.enrolment.registration_id, settings.enrolment.body(csr));
-        last = match timeout_at(until, asked).await {
-            Ok(Ok(Ok(assignment))) => return Ok(assignment),
-            Ok(Ok(Err(refusal))) => return Err(settings.refused(refusal, *carrier, now)),
-            Ok(Err(Fault::NotAuthorised { .. })) => {
-                let registration_id = settings.enrolment.registration_id.clone();
-                let refusal =
-                    RegistrationRefusal::Unauthorized { registration_id, said: "not authorised".to_owned() };
-                return Err(settings.refused(refusal, *carrier, now));
-            }
-            Ok(Err(fault)) => fault,
-            Err(_elapsed) => Fault::Unanswered { within: limit },
-        };
+            transports::register(settings.dial(*carrier, now).await?, &settings.enrolment, body.clone());
+        match settings.ended(timeout_at(until, asked).await, limit, *carrier, now) {
+            Err(EnrolError::Unreached(failure)) => unreached = Some(failure),
+            ended => return ended,
+        }
     }
-    Err(settings.unreached(last, by))
+    // Some proxies let HTTPS through and no WebSocket. The first error counts, because the hub has no other way.
+    if carriers.contains(&Carrier::WebSocket) {
+        let dial = settings.dial(Carrier::WebSocket, now).await?;
+        let asked = transports::register_over_https(dial, &settings.enrolment, body);
+        if let Some(asked) = timeout_at(until, asked).await.unwrap_or_default() {
+            match settings.ended(Ok(asked), limit, Carrier::WebSocket, now) {
+                Err(EnrolError::Unreached(failure)) => {
+                    tracing::debug!(%failure, "the provisioning service was not reached over HTTPS");
+                }
+                ended => return ended,
+            }
+        }
+    }
+    Err(unreached.map_or_else(
+        || settings.unreached(Fault::Unanswered { within: limit }, Carrier::Tls),
+        EnrolError::Unreached,
+    ))
 }
 
 impl EnrolSettings {
@@ -157,6 +166,27 @@ impl EnrolSettings {
             route.over = Over::Either;
         }
         Self { enrolment, ca_file, route, clock }
+    }
+
+    /// What an attempt over `carrier` has come to.
+    fn ended(
+        &self,
+        ended: Result<Result<Answered, Fault>, Elapsed>,
+        limit: Duration,
+        carrier: Carrier,
+        now: SystemTime,
+    ) -> Result<Assignment, EnrolError> {
+        let refusal = match ended {
+            Ok(Ok(Ok(assignment))) => return Ok(assignment),
+            Ok(Ok(Err(refusal))) => refusal,
+            Ok(Err(Fault::NotAuthorised { .. })) => {
+                let registration_id = self.enrolment.registration_id.clone();
+                RegistrationRefusal::Unauthorized { registration_id, said: "not authorised".to_owned() }
+            }
+            Ok(Err(fault)) => return Err(self.unreached(fault, carrier)),
+            Err(_) => return Err(self.unreached(Fault::Unanswered { within: limit }, carrier)),
+        };
+        Err(EnrolError::Refused { peer: self.peer(carrier), refusal, now })
     }
 
     async fn dial(&self, carrier: Carrier, now: SystemTime) -> Result<Dial, EnrolError> {
@@ -222,9 +252,5 @@ impl EnrolSettings {
     fn unreached(&self, fault: Fault, carrier: Carrier) -> EnrolError {
         let who = Who { kind: "registration", id: self.enrolment.registration_id.clone() };
         EnrolError::Unreached(Failure { peer: self.peer(carrier), who, fault })
-    }
-
-    fn refused(&self, refusal: RegistrationRefusal, carrier: Carrier, now: SystemTime) -> EnrolError {
-        EnrolError::Refused { peer: self.peer(carrier), refusal, now }
     }
 }

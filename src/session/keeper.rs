@@ -109,20 +109,20 @@ impl Keeper {
         let (mut hang_ups, mut refusals) = (0, 0);
         let mut trusted = Trusted::default();
         let mut trial = Trial::default();
-        let mut registrations = Registrations::default();
+        let mut registrations = Registrations::new();
         let mut number = 1;
         let mut carrier = self.terms.borrow().first_carrier();
         loop {
             let terms = Arc::clone(&self.terms.borrow_and_update());
             let source = &terms.settings.hub_source;
             carrier = terms.carrier(carrier);
-            if let Some(settings) = EnrolSettings::of(&terms).filter(|_| registrations.is_due(source)) {
-                let asked = self.register(&settings, &terms).await;
-                let wait = if let Registered::Failed(error) = &asked { error.wait() } else { None };
-                registrations.asked(wait, fastrand::f64());
-                let error = match asked {
+            if let Some(settings) =
+                EnrolSettings::of(&terms).filter(|_| registrations.due_in(source) == Some(Duration::ZERO))
+            {
+                let error = match self.register(&settings, &terms).await {
                     Registered::Stopped => return Ok(()),
                     Registered::Anew => {
+                        registrations.asked(None, fastrand::f64());
                         (backoff, carrier) = (Backoff::new(), self.terms.borrow().first_carrier());
                         continue;
                     }
@@ -134,13 +134,15 @@ impl Keeper {
                     }
                     // What the service asks for is the least, and a random part keeps a thousand devices apart.
                     let retry_in = backoff.next_delay(Duration::ZERO, fastrand::f64());
-                    match self.wait_after(error.to_string(), retry_in + wait.unwrap_or_default()).await {
+                    let retry_in = retry_in + error.wait().unwrap_or_default();
+                    match self.wait_after(error.to_string(), retry_in).await {
                         None => return Ok(()),
                         Some(Waited::Enough) => {}
                         Some(Waited::ForChange) => backoff = Backoff::new(),
                     }
                     continue;
                 }
+                registrations.asked(error.wait(), fastrand::f64());
                 tracing::warn!(reason = %error, "the hub that was assigned before is tried again");
             }
             let pair = trial.pair(&terms);
@@ -153,7 +155,7 @@ impl Keeper {
                 ConnectionEnd::Changed { held } => {
                     (backoff, hang_ups, refusals) = (Backoff::new(), 0, 0);
                     trusted = Trusted::default();
-                    registrations.reached();
+                    registrations.accepted(held.unwrap_or_default());
                     ever_signed_in |= held.is_some();
                     number += u64::from(held.is_some());
                     continue;
@@ -161,7 +163,7 @@ impl Keeper {
                 ConnectionEnd::Renewing => {
                     // The connection lasted until its renewal, so earlier failures do not count any more.
                     (backoff, hang_ups, refusals, ever_signed_in) = (Backoff::new(), 0, 0, true);
-                    registrations.reached();
+                    registrations.accepted(STABLE);
                     number += 1;
                     continue;
                 }
@@ -196,7 +198,7 @@ impl Keeper {
             }
             refusals = if failure.is_refusal() && !signed_in { refusals + 1 } else { 0 };
             match signed_in {
-                true => registrations.reached(),
+                true => registrations.accepted(held),
                 false if refusals > 0 => registrations.refused(),
                 false => registrations.unreached(),
             }
@@ -217,6 +219,7 @@ impl Keeper {
                 carrier = terms.other_carrier(carrier);
             }
             let retry_in = backoff.next_delay(held, fastrand::f64());
+            let retry_in = registrations.due_in(source).map_or(retry_in, |due| due.min(retry_in));
             match self.wait_after(failure.to_string(), retry_in).await {
                 None => return Ok(()),
                 Some(Waited::Enough) => {}

@@ -7,31 +7,42 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::backoff::STABLE;
 use super::terms::HubSource;
 
-/// The least time between two registrations of a device that has an assignment. A random part comes on top.
-const SPACING: Duration = Duration::from_secs(60);
+/// The least time between two registrations of a device that has an assignment: at first, and at most. It doubles each
+/// time. A random part comes on top.
+const FIRST_SPACING: Duration = Duration::from_secs(10);
+const WIDEST_SPACING: Duration = Duration::from_secs(30 * 60);
 /// A hub that was out of reach for so long may be gone: the service knows.
 const UNREACHED_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// When the service is asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Registrations {
     /// Whether the hub has refused the device, or was out of reach for long.
     wanted: bool,
     /// The next time that it may be asked again, if the device has an assignment.
     not_before: Option<Instant>,
+    spacing: Duration,
     /// Since when no attempt has reached the hub.
     unreached_since: Option<Instant>,
 }
 
 impl Registrations {
-    /// Whether to ask now. Without an assignment there is nothing else to do, and the caller spaces its attempts.
-    pub(super) fn is_due(&self, source: &HubSource) -> bool {
+    pub(super) fn new() -> Self {
+        Self { wanted: false, not_before: None, spacing: FIRST_SPACING, unreached_since: None }
+    }
+
+    /// How long until the service is to be asked; zero is now. None: not at all. Without an assignment there is nothing
+    /// else to do, and the caller spaces its attempts.
+    pub(super) fn due_in(&self, source: &HubSource) -> Option<Duration> {
         match source {
-            HubSource::Configured => false,
-            HubSource::Assigned(_) => self.wanted && self.not_before.is_none_or(|at| at <= Instant::now()),
-            HubSource::Unassigned(_) => true,
+            HubSource::Configured => None,
+            HubSource::Assigned(_) => self.wanted.then(|| {
+                self.not_before.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()))
+            }),
+            HubSource::Unassigned(_) => Some(Duration::ZERO),
         }
     }
 
@@ -51,17 +62,25 @@ impl Registrations {
         self.wanted |= since.elapsed() >= UNREACHED_LIMIT;
     }
 
-    /// The hub was reached.
-    pub(super) fn reached(&mut self) {
+    /// The hub accepted the device, and kept the connection for `held`.
+    pub(super) fn accepted(&mut self, held: Duration) {
         self.unreached_since = None;
+        if held >= STABLE {
+            self.spacing = FIRST_SPACING;
+        }
     }
 
     /// The service was asked. A device that its hub refuses for long must not ask more often than the service can bear.
     /// `fraction` is a random number from 0 to 1, which keeps a thousand devices apart. `wait` is what the service
     /// asked for.
     pub(super) fn asked(&mut self, wait: Option<Duration>, fraction: f64) {
-        let spacing = SPACING.max(wait.unwrap_or_default()).mul_f64(1.0 + fraction.clamp(0.0, 1.0));
-        *self = Self { not_before: Some(Instant::now() + spacing), ..Self::default() };
+        let pause = self.spacing.max(wait.unwrap_or_default()).mul_f64(1.0 + fraction.clamp(0.0, 1.0));
+        *self = Self {
+            wanted: false,
+            not_before: Some(Instant::now() + pause),
+            spacing: self.spacing.saturating_mul(2).min(WIDEST_SPACING),
+            unreached_since: None,
+        };
     }
 }
 
@@ -82,14 +101,18 @@ mod tests {
         }
     }
 
-    /// How often the service is asked in a day by a device whose attempts at its hub end as `ends`, one a second.
-    async fn asked_in_a_day(wait: Option<Duration>, mut ends: impl FnMut(&mut Registrations)) -> u32 {
-        let source = HubSource::Assigned(enrolment());
-        let (mut registrations, mut asked) = (Registrations::default(), 0);
-        for _second in 0..24 * 60 * 60 {
+    fn is_due(registrations: &Registrations) -> bool {
+        registrations.due_in(&HubSource::Assigned(enrolment())) == Some(Duration::ZERO)
+    }
+
+    /// The seconds of a day at which the service is asked by a device whose attempts at its hub end as `ends`, one a
+    /// second.
+    async fn asked_in_a_day(wait: Option<Duration>, mut ends: impl FnMut(&mut Registrations)) -> Vec<u64> {
+        let (mut registrations, mut asked) = (Registrations::new(), Vec::new());
+        for second in 0..24 * 60 * 60 {
             ends(&mut registrations);
-            if registrations.is_due(&source) {
-                asked += 1;
+            if is_due(&registrations) {
+                asked.push(second);
                 registrations.asked(wait, 0.0);
             }
             tokio::time::advance(Duration::from_secs(1)).await;
@@ -98,46 +121,50 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hub_that_refuses_all_day_leads_to_one_question_a_minute_at_most() {
-        assert_eq!(asked_in_a_day(None, Registrations::refused).await, 24 * 60);
-        let five_minutes = Some(Duration::from_secs(300));
-        assert_eq!(asked_in_a_day(five_minutes, Registrations::refused).await, 24 * 12);
+    async fn a_hub_that_refuses_all_day_leads_to_ever_fewer_questions() {
+        let asked = asked_in_a_day(None, Registrations::refused).await;
+        assert_eq!(asked[..6], [0, 10, 30, 70, 150, 310]);
+        assert!(asked.len() < 60, "{} questions", asked.len());
+        let pauses = asked.windows(2).map(|two| two[1] - two[0]);
+        assert_eq!(pauses.max(), Some(30 * 60));
+        let busy = asked_in_a_day(Some(Duration::from_secs(300)), Registrations::refused).await;
+        assert_eq!(busy[..3], [0, 300, 600], "the service asks for more");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_hub_that_is_out_of_reach_leads_to_a_question_each_half_hour() {
-        assert_eq!(asked_in_a_day(None, Registrations::unreached).await, 47);
+        assert_eq!(asked_in_a_day(None, Registrations::unreached).await.len(), 47);
         let now_and_then = |registrations: &mut Registrations| {
-            registrations.reached();
+            registrations.accepted(Duration::ZERO);
             registrations.unreached();
         };
-        assert_eq!(asked_in_a_day(None, now_and_then).await, 0);
+        assert!(asked_in_a_day(None, now_and_then).await.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_random_part_keeps_devices_apart() {
-        let source = HubSource::Assigned(enrolment());
-        let is_due_after = |seconds: u64, fraction: f64| {
-            let source = source.clone();
-            async move {
-                let mut registrations = Registrations::default();
-                registrations.asked(None, fraction);
-                registrations.refused();
-                tokio::time::advance(Duration::from_secs(seconds)).await;
-                registrations.is_due(&source)
-            }
-        };
-        assert!(is_due_after(60, 0.0).await);
-        assert!(!is_due_after(89, 0.5).await && is_due_after(90, 0.5).await);
-        assert!(!is_due_after(119, 1.0).await && is_due_after(120, 1.0).await);
+    async fn a_random_part_keeps_devices_apart_and_a_stable_connection_starts_over() {
+        let mut registrations = Registrations::new();
+        for (fraction, pause) in [(0.0, 10), (0.5, 30), (1.0, 80)] {
+            registrations.asked(None, fraction);
+            registrations.refused();
+            let due = registrations.due_in(&HubSource::Assigned(enrolment()));
+            assert_eq!(due, Some(Duration::from_secs(pause)), "{fraction}");
+        }
+        registrations.accepted(STABLE - Duration::from_millis(1));
+        registrations.accepted(STABLE);
+        registrations.asked(None, 0.0);
+        registrations.refused();
+        assert!(!is_due(&registrations));
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!(is_due(&registrations));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_device_without_an_assignment_must_ask_and_one_of_the_configuration_never_does() {
-        let mut registrations = Registrations::default();
+        let mut registrations = Registrations::new();
         registrations.refused();
-        assert!(!registrations.is_due(&HubSource::Configured));
+        assert_eq!(registrations.due_in(&HubSource::Configured), None);
         registrations.asked(None, 1.0);
-        assert!(registrations.is_due(&HubSource::Unassigned(enrolment())));
+        assert_eq!(registrations.due_in(&HubSource::Unassigned(enrolment())), Some(Duration::ZERO));
     }
 }

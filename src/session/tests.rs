@@ -16,10 +16,14 @@ mod doors;
 #[cfg(feature = "emulator")]
 mod emulator;
 mod enrol;
+#[cfg(feature = "emulator")]
+mod fleet;
 mod inputs;
 mod methods;
 #[cfg(feature = "full")]
 mod module;
+#[cfg(feature = "full")]
+mod over_https;
 mod probe;
 mod publish;
 mod twin;

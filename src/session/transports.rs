@@ -1,8 +1,10 @@
 //! The choice of the transport.
 //!
-//! Owns: which module makes a connection. Must not know: packets, frames, when to connect.
+//! Owns: which module makes a connection, also one to the provisioning service. Must not know: packets, frames, when to connect.
 
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::arrivals::Arrivals;
 use super::connection::{Connection, Reading};
@@ -10,7 +12,9 @@ use super::dial::Dial;
 use super::failure::Fault;
 use super::mqtt;
 use super::publish::Publisher;
+use super::questions::Answered;
 use crate::credentials::Transport;
+use crate::provisioning::Enrolment;
 
 /// Prepares a connection and the task that serves it. Nothing is sent before that task runs.
 ///
@@ -31,4 +35,34 @@ pub(super) fn prepare(
             Err(Fault::Protocol { reason: "this program is built without the feature full".into() })
         }
     }
+}
+
+/// Registers over MQTT.
+///
+/// # Errors
+/// Why the connection failed.
+pub(super) async fn register(dial: Dial, enrolment: &Enrolment, body: Bytes) -> Result<Answered, Fault> {
+    mqtt::enrol::register(dial, &enrolment.registration_id, body).await
+}
+
+/// Registers over HTTPS, if this program can; `None` if it cannot.
+///
+/// # Errors
+/// Why a connection failed.
+#[cfg(feature = "full")]
+pub(super) async fn register_over_https(
+    dial: Dial,
+    enrolment: &Enrolment,
+    body: Bytes,
+) -> Option<Result<Answered, Fault>> {
+    Some(super::https_registration::register(dial, enrolment, body).await)
+}
+
+#[cfg(not(feature = "full"))]
+pub(super) async fn register_over_https(
+    _dial: Dial,
+    _enrolment: &Enrolment,
+    _body: Bytes,
+) -> Option<Result<Answered, Fault>> {
+    None
 }

@@ -35,7 +35,8 @@ pub(crate) struct Named<'a> {
 }
 
 impl<'a> Named<'a> {
-    fn main(emulator: &'a Emulator) -> Self {
+    /// The main hub.
+    pub(crate) fn main(emulator: &'a Emulator) -> Self {
         let state = emulator.state.clone();
         Self { emulator, host: "localhost".to_owned(), dialled: "localhost".to_owned(), state }
     }

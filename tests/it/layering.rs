@@ -155,6 +155,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &[
             "src/service/https.rs",
             "src/service/https/",
+            "src/session/https_registration.rs",
             "src/emulator/client.rs",
             "src/emulator/https.rs",
             "src/emulator/https/",
@@ -164,7 +165,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/websocket/tunnel.rs",
             "src/workload.rs",
         ],
-        "go through `service`, `workload`, the emulator or `metrics`",
+        "go through `service`, `session`, `workload`, the emulator or `metrics`",
     ),
     (
         "tungstenite",

@@ -85,6 +85,7 @@ mod orphans;
 mod over;
 mod panics;
 mod places;
+mod provisioning;
 mod proxied;
 mod readme;
 mod recovery;

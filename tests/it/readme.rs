@@ -83,3 +83,11 @@ fn the_edge_device_without_azure_can_be_pasted() {
         assert!(told.contains(part), "{part}: {told}");
     }
 }
+
+#[test]
+fn a_fleet_can_be_enrolled_without_azure() {
+    let told = paste(&example("docs/src/guides/enrol-a-fleet.md", "## The same without Azure"));
+    for part in ["pump-12 is device pump-12 on hub ", "delivered: Success", "pump on", "assigned "] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+}

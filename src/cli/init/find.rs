@@ -10,8 +10,11 @@ use std::path::Path;
 use anyhow::anyhow;
 
 use super::device::{DeviceProof, Named, NewDevice, device_id, host};
+use super::enrolment::{NewEnrolment, NewProof};
 use super::{InitArgs, ask, variable};
 use crate::cli::{Failure, check_is_no_secret};
+use crate::credentials::SharedAccessKey;
+use crate::provisioning::{check_id_scope, check_registration_id};
 use crate::trust;
 
 pub(super) const CONNECTION_STRING_VARIABLE: &str = "C2D_DEVICE_CONNECTION_STRING";
@@ -59,6 +62,40 @@ pub(super) fn device(args: &InitArgs) -> Result<NewDevice, Failure> {
         }
     };
     Ok(NewDevice { hub: named.hub, id: named.id, gateway: named.gateway, proof })
+}
+
+/// Finds the enrolment in the options.
+pub(super) fn enrolment(args: &InitArgs, id_scope: &str) -> Result<NewEnrolment, Failure> {
+    check_id_scope(id_scope).map_err(|why| Failure::usage(anyhow!("--provisioning: {why}")))?;
+    if let Some(id) = &args.registration_id {
+        check_registration_id(id).map_err(|why| Failure::usage(anyhow!("--registration-id: {why}")))?;
+    }
+    if let Some(endpoint) = &args.endpoint {
+        host(endpoint).map_err(|why| Failure::usage(anyhow!("--endpoint: {why}")))?;
+    }
+    let proof = match (&args.key_file, &args.certificate, &args.private_key) {
+        (Some(path), ..) => {
+            let text = if path == Path::new("-") {
+                read_string(io::stdin().lock(), path)?
+            } else {
+                read_string(File::open(path).map_err(|error| unreadable(path, &error))?, path)?
+            };
+            let key = text.trim().to_owned();
+            SharedAccessKey::from_base64(&key)
+                .map_err(|why| Failure::usage(anyhow!("--key-file {}: {why}", path.display())))?;
+            NewProof::Key(key)
+        }
+        (None, Some(certificate), Some(private_key)) => {
+            NewProof::Certificate { certificate: certificate.clone(), private_key: private_key.clone() }
+        }
+        (None, ..) => {
+            let sentence = "--provisioning lacks the proof of the device: give --key-file FILE, or --certificate FILE and \
+                            --private-key FILE";
+            return Err(Failure::usage(anyhow!(sentence)));
+        }
+    };
+    let (registration_id, endpoint) = (args.registration_id.clone(), args.endpoint.clone());
+    Ok(NewEnrolment { id_scope: id_scope.to_owned(), registration_id, endpoint, proof })
 }
 
 fn named(origin: &str, text: &str) -> Result<Named, Failure> {

@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use super::NewConfiguration;
 use super::device::{CA_FILE_VARIABLE, ROOT_FILE};
 use super::variable;
+use super::{NewConfiguration, NewIdentity};
 use crate::cli::shown::shell;
 
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
@@ -32,8 +32,21 @@ pub(super) fn lines(plan: &NewConfiguration, force: bool) -> Vec<String> {
         true => format!("{sudo}systemctl start c2d-agent"),
         false => format!("{sudo}c2d-agent run{config}"),
     };
-    let id = shell(&plan.device.id);
-    let hub = DOMAINS.iter().find_map(|domain| plan.device.hub.name.strip_suffix(domain));
+    let check = format!("  {sudo}c2d-agent check{config} --message '{}'", pairs("&"));
+    let device = match &plan.who {
+        NewIdentity::Device(device) => device,
+        NewIdentity::Enrolment(_) => {
+            return vec![
+                "Next, check it, ask for its hub, and start it:".to_owned(),
+                String::new(),
+                check,
+                format!("  {sudo}c2d-agent provision{config}"),
+                format!("  {start}"),
+            ];
+        }
+    };
+    let id = shell(&device.id);
+    let hub = DOMAINS.iter().find_map(|domain| device.hub.name.strip_suffix(domain));
     let (from, [begin, end]) = match hub.filter(|_| plan.ca_file.is_none()) {
         Some(hub) => {
             let line = format!("az iot device c2d-message send --hub-name {} --device-id {id}", shell(hub));
@@ -52,7 +65,7 @@ pub(super) fn lines(plan: &NewConfiguration, force: bool) -> Vec<String> {
     let mut lines = vec![
         "Next, check it, start it, and send it a message:".to_owned(),
         String::new(),
-        format!("  {sudo}c2d-agent check{config} --message '{}'", pairs("&")),
+        check,
         format!("  {start}"),
     ];
     lines.extend(from.map(|from| format!("  # {from}:")));

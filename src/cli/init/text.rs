@@ -4,17 +4,17 @@
 
 use std::path::Path;
 
-use super::NewConfiguration;
 use super::device::ROOT_FILE;
 use super::duty::What;
 use super::toml::quoted;
+use super::{DEVICE, NewConfiguration};
 
 /// The path where the Debian package puts the schema. An editor checks the file with it.
 const SCHEMA: &str = "/usr/share/doc/c2d-agent/config.schema.json";
 const PAGE: &str = "/usr/share/doc/c2d-agent/docs/src/reference/configuration.md";
 
-/// The configuration of a plan, with these lines in `[device]`.
-pub(super) fn configuration(plan: &NewConfiguration, device: &str) -> String {
+/// The configuration of a plan, with this table and its lines for who signs in.
+pub(super) fn configuration(plan: &NewConfiguration, (table, lines): &(&str, String)) -> String {
     let mut text = String::new();
     if Path::new(SCHEMA).exists() {
         text += &format!("#:schema {SCHEMA}\n");
@@ -23,8 +23,11 @@ pub(super) fn configuration(plan: &NewConfiguration, device: &str) -> String {
     if Path::new(PAGE).exists() {
         text += &format!("# All keys: {PAGE}\n");
     }
-    text += &format!("\n[device]\n{device}");
+    text += &format!("\n{table}\n{lines}");
     if plan.ca_file.is_some() {
+        if *table != DEVICE {
+            text += &format!("\n{DEVICE}\n");
+        }
         text +=
             &format!("# A private root to trust, beside those of the system.\nca_file = \"{ROOT_FILE}\"\n");
     }

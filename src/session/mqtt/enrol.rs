@@ -4,6 +4,7 @@
 //!
 //! Source of the exchange: wire reference 12.1.
 
+use bytes::Bytes;
 use rumqttc::{Event, EventLoop, Packet, QoS, SubscribeReasonCode};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -11,18 +12,13 @@ use tokio::time::timeout;
 use super::bridge::{self, FarFailure};
 use super::fault;
 use super::options::options;
-use crate::provisioning::{Assignment, Registration, RegistrationRefusal};
 use crate::session::dial::{ANSWER_LIMIT, Dial};
 use crate::session::failure::{self, Fault};
+use crate::session::questions::{self, Answered, Asks, Question, ServiceAnswer};
 
 const ANSWERS: &str = "$dps/registrations/res/";
-/// The most questions for one operation. Each has a wait before it, so that a service that is at it for ever ends here.
-const MOST_QUESTIONS: u32 = 100;
 /// SUBSCRIBE, one PUBLISH and DISCONNECT.
 const REQUESTS: usize = 3;
-
-/// What the service says in the end: an assignment, or why there is none.
-type Answered = Result<Assignment, RegistrationRefusal>;
 
 /// The connection to the service.
 struct Service {
@@ -31,13 +27,16 @@ struct Service {
     dial: Dial,
     far: FarFailure,
     is_signed_in: bool,
+    body: Bytes,
+    /// The questions so far; the number of a question is its id.
+    asked: u32,
 }
 
 /// Signs in, asks until the service has answered, and signs out.
 ///
 /// # Errors
 /// Why the connection failed.
-pub(crate) async fn register(dial: Dial, registration_id: &str, body: Vec<u8>) -> Result<Answered, Fault> {
+pub(crate) async fn register(dial: Dial, registration_id: &str, body: Bytes) -> Result<Answered, Fault> {
     let (mut options, bridge) = options(&dial);
     options.set_manual_acks(false);
     let (client, mut event_loop) = rumqttc::AsyncClient::new(options, REQUESTS);
@@ -47,11 +46,36 @@ pub(crate) async fn register(dial: Dial, registration_id: &str, body: Vec<u8>) -
         Some(bridge) => bridge::cross(bridge, &dial, &mut carrying).await?,
         None => FarFailure::default(),
     };
-    let mut service = Service { event_loop, client, dial, far, is_signed_in: false };
+    let mut service = Service { event_loop, client, dial, far, is_signed_in: false, body, asked: 0 };
     service.sign_in().await?;
-    let answered = service.ask(registration_id, body).await?;
+    let answered = questions::register(&mut service, registration_id).await?;
     service.sign_out().await;
     Ok(answered)
+}
+
+impl Asks for Service {
+    async fn ask(&mut self, question: Question<'_>) -> Result<ServiceAnswer, Fault> {
+        self.asked += 1;
+        let rid = self.asked.to_string();
+        let (topic, body) = match question {
+            Question::Register => (format!("PUT/iotdps-register/?$rid={rid}"), self.body.clone()),
+            Question::State(operation) => {
+                (format!("GET/iotdps-get-operationstatus/?$rid={rid}&operationId={operation}"), Bytes::new())
+            }
+        };
+        let topic = format!("$dps/registrations/{topic}");
+        self.client.try_publish(topic, QoS::AtLeastOnce, false, body).map_err(not_sent)?;
+        let answer = async {
+            loop {
+                if let Packet::Publish(publish) = self.next().await?
+                    && let Some(answer) = read(&publish.topic, &rid, &publish.payload)
+                {
+                    return Ok(answer);
+                }
+            }
+        };
+        timeout(ANSWER_LIMIT, answer).await.unwrap_or(Err(Fault::Unanswered { within: ANSWER_LIMIT }))
+    }
 }
 
 impl Service {
@@ -71,50 +95,6 @@ impl Service {
                 _ => {}
             }
         }
-    }
-
-    async fn ask(&mut self, registration_id: &str, body: Vec<u8>) -> Result<Answered, Fault> {
-        let (mut topic, mut body) = ("PUT/iotdps-register/?$rid=1".to_owned(), body);
-        for question in 1..=MOST_QUESTIONS {
-            let topic_of_all = format!("$dps/registrations/{topic}");
-            self.client.try_publish(topic_of_all, QoS::AtLeastOnce, false, body).map_err(not_sent)?;
-            let answer = self.answer(&question.to_string()).await?;
-            let read = Registration::read(
-                registration_id,
-                answer.status,
-                answer.retry_after.as_deref(),
-                &answer.body,
-            );
-            let assigning = match read {
-                Ok(Registration::Assigning(assigning)) => assigning,
-                Ok(Registration::Assigned(assignment)) => return Ok(Ok(*assignment)),
-                Err(refusal) => return Ok(Err(refusal)),
-            };
-            tracing::debug!(
-                question,
-                wait_s = assigning.wait.as_secs(),
-                "the provisioning service is assigning a hub"
-            );
-            tokio::time::sleep(assigning.wait).await;
-            let operation = assigning.operation_id;
-            topic = format!("GET/iotdps-get-operationstatus/?$rid={}&operationId={operation}", question + 1);
-            body = Vec::new();
-        }
-        Ok(Err(RegistrationRefusal::Unusable(format!("it still assigns after {MOST_QUESTIONS} questions"))))
-    }
-
-    /// The answer to the question `rid`.
-    async fn answer(&mut self, rid: &str) -> Result<Answer, Fault> {
-        let answer = async {
-            loop {
-                if let Packet::Publish(publish) = self.next().await?
-                    && let Some(answer) = Answer::read(&publish.topic, rid, &publish.payload)
-                {
-                    return Ok(answer);
-                }
-            }
-        };
-        timeout(ANSWER_LIMIT, answer).await.unwrap_or(Err(Fault::Unanswered { within: ANSWER_LIMIT }))
     }
 
     /// Says goodbye. What fails now changes nothing: the answer is here.
@@ -159,37 +139,26 @@ fn not_sent(error: rumqttc::ClientError) -> Fault {
     Fault::Network { reason: format!("a packet could not be sent: {error}") }
 }
 
-/// An answer, as its topic says.
-#[derive(Debug, PartialEq, Eq)]
-struct Answer {
-    status: u16,
-    retry_after: Option<String>,
-    body: bytes::Bytes,
-}
-
-impl Answer {
-    /// Reads `$dps/registrations/res/{status}/?$rid={rid}&retry-after={seconds}`. None if it answers another question.
-    fn read(topic: &str, rid: &str, body: &bytes::Bytes) -> Option<Self> {
-        let (status, query) = topic.strip_prefix(ANSWERS)?.split_once("/?")?;
-        let value =
-            |name: &str| query.split('&').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
-        (value("$rid") == Some(rid)).then_some(())?;
-        let retry_after = value("retry-after").map(str::to_owned);
-        Some(Self { status: status.parse().ok()?, retry_after, body: body.clone() })
-    }
+/// Reads an answer on `$dps/registrations/res/{status}/?$rid={rid}&retry-after={seconds}`. None if it answers another
+/// question.
+fn read(topic: &str, rid: &str, body: &Bytes) -> Option<ServiceAnswer> {
+    let (status, query) = topic.strip_prefix(ANSWERS)?.split_once("/?")?;
+    let value = |name: &str| query.split('&').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+    (value("$rid") == Some(rid)).then_some(())?;
+    let retry_after = value("retry-after").map(str::to_owned);
+    Some(ServiceAnswer { status: status.parse().ok()?, retry_after, body: body.clone() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
 
     #[test]
     fn an_answer_is_known_by_the_id_of_its_question() {
-        let read = |topic: &str| Answer::read(topic, "12", &Bytes::from_static(b"{}"));
+        let read = |topic: &str| read(topic, "12", &Bytes::from_static(b"{}"));
         let answer = |status, wait: Option<&str>| {
             let retry_after = wait.map(str::to_owned);
-            Some(Answer { status, retry_after, body: Bytes::from_static(b"{}") })
+            Some(ServiceAnswer { status, retry_after, body: Bytes::from_static(b"{}") })
         };
         assert_eq!(read("$dps/registrations/res/202/?$rid=12&retry-after=3"), answer(202, Some("3")));
         assert_eq!(read("$dps/registrations/res/200/?$rid=12"), answer(200, None));

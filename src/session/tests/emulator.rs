@@ -18,7 +18,7 @@ pub(super) async fn start(dir: &std::path::Path) -> Emulator {
     emulator::start(options(dir), std::time::SystemTime::now).await.expect("started")
 }
 
-fn options(dir: &std::path::Path) -> Options {
+pub(super) fn options(dir: &std::path::Path) -> Options {
     Options {
         state_dir: dir.to_owned(),
         bind: Ipv4Addr::LOCALHOST.into(),

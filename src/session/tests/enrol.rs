@@ -7,7 +7,7 @@ use super::*;
 use crate::provisioning::{Assignment, Enrolment, EnrolmentAuth};
 use crate::session::{HubSource, Terms};
 
-fn settings(broker: &Broker) -> EnrolSettings {
+pub(super) fn settings(broker: &Broker) -> EnrolSettings {
     EnrolSettings {
         enrolment: Enrolment {
             endpoint: HostPort { name: "localhost".into(), port: Some(broker.port()) },
@@ -166,7 +166,7 @@ async fn assign(peer: &mut Peer, device_id: &str) {
 }
 
 /// What an agent does with an assignment: it gives the session terms with the new hub.
-fn take_up(session: &Session, settings: &Settings, port: u16, assignment: &Assignment) {
+pub(super) fn take_up(session: &Session, settings: &Settings, port: u16, assignment: &Assignment) {
     let enrolment = settings.hub_source.enrolment().expect("an enrolment");
     let identity = assignment.identity(enrolment, settings.transport);
     assert_eq!(identity.hub.port, Some(port), "that of the service");

@@ -29,6 +29,7 @@ const SESSION: &[&str] = &[
     "session/arrivals",
     "session/publish",
     "session/connection",
+    "session/questions",
     // MQTT.
     "session/mqtt/topics",
     "session/mqtt/subscriptions",
@@ -60,6 +61,7 @@ const SESSION: &[&str] = &[
     "session/amqp",
     // One connection after the other.
     "session/trial",
+    "session/https_registration",
     "session/transports",
     "session/probe",
     "session/enrol",
