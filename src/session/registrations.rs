@@ -53,7 +53,7 @@ impl Registrations {
 
     /// It is asked at once, whenever it was asked before: who wants that spaces its wishes.
     pub(super) fn wanted_now(&mut self) {
-        *self = Self { wanted: true, ..Self::default() };
+        *self = Self { wanted: true, ..Self::new() };
     }
 
     /// The hub could not be reached.
