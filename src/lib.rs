@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | edge | [`cli`] | arguments, logging, runtime, exit codes |
 //! | policy | [`agent`] | which message is acted on, in which lane, when it is completed or answered, recovery, reports, reload, rules of the twin, shutdown |
+//! | | `fleet` | a run of messages to many devices: its list, its pace, its journal |
 //! | | `doctor` | finds out what keeps this gateway from its hub |
 //! | mechanism | `session` | one connection to the hub as a device or a module: messages and calls in, completions, answers and publishes out |
 //! | | `inbox` | the record of each message on disk: duplicates, dead letters, reports that wait; disk trouble |
@@ -74,6 +75,8 @@ pub mod doctor;
 pub mod emulator;
 mod features;
 pub mod feedback;
+#[cfg(feature = "full")]
+mod fleet;
 mod inbox;
 pub mod message;
 mod metrics;

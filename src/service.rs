@@ -32,9 +32,11 @@ mod source;
 mod target;
 
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
-pub use https::{DeviceEvent, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, Twin, TwinPatch};
+pub use https::{
+    DeviceEvent, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, QueryPage, Twin, TwinPatch,
+};
 pub use refusal::Refusal;
-pub use send::{C2dSender, OutgoingMessage};
+pub use send::{C2dSender, HubAnswer, OutgoingMessage};
 pub use source::{FeedbackSource, FeedbackTransport};
 pub use target::Addressee;
 
@@ -250,6 +252,9 @@ pub enum ServiceError {
     /// The twin has another etag than the patch.
     #[error("the twin of {0} has changed since, so it was not patched: read it again for its new etag")]
     Changed(String),
+    /// The hub does not understand a query.
+    #[error("the hub refuses the query: {0}")]
+    Query(String),
     /// Too many requests.
     #[error("{0} is throttling requests (429): wait, and ask less often")]
     Throttled(String),

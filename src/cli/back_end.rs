@@ -196,6 +196,16 @@ pub(super) fn text_of(
     Ok(read)
 }
 
+/// The folder in which this user's programs keep their state.
+///
+/// # Errors
+/// When the environment names none.
+pub(super) fn state_folder() -> anyhow::Result<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
+    Ok(state.ok_or_else(|| anyhow!("neither XDG_STATE_HOME nor HOME is set"))?.join("c2d-agent"))
+}
+
 /// The error for a file of the command line that cannot be read.
 pub(super) fn unreadable(what: &str, path: &Path, error: &std::io::Error) -> anyhow::Error {
     anyhow!(

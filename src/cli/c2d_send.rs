@@ -3,12 +3,9 @@
 //! Owns: its arguments, the checks before dialling, the order of events and the exit code.
 //! Must not know: AMQP, HTTP.
 
-use std::io::Read as _;
-use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow};
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
@@ -16,24 +13,30 @@ use signal_hook_tokio::Signals;
 use super::back_end::{self, HubArgs, OutputArgs, duration};
 use super::{Exit, Failure, transport};
 use crate::credentials::{ServiceConnectionString, check_device_id};
-use crate::feedback::{DeliveryAck, FeedbackStatus};
-use crate::message::{self, MAX_C2D_BYTES, Properties};
+use crate::feedback::FeedbackStatus;
+use crate::fleet;
 use crate::outcome::OutcomeKind;
 use crate::service::{
     FeedbackReceiver, FeedbackTransport, HttpsWay, OutgoingMessage, Service, ServiceTransport, TOKEN_LIFETIME,
 };
 
+mod many;
+mod many_output;
+mod message;
 mod outcome;
 mod output;
 mod property;
 
+use many::ManyArgs;
+use message::{LONGEST_EXPIRY, MessageArgs};
 use outcome::OutcomeWatch;
 use output::SendOutput;
 
-/// The hub keeps no message longer. Source: wire reference 5.1.
-const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
-
-/// Send one message to a device. With --wait or --wait-outcome, show what happened to it.
+/// Send a message to a device, or to many. With --wait or --wait-outcome, show what happened to it.
+///
+/// With --devices-from or --query, each device gets a message of its own, paced so that the hub can take them. A journal
+/// keeps what was sent, so that --resume goes on after any interruption with the same message ids: an agent acts once on
+/// what comes twice. Placeholders such as {deviceId}, {n} or {column} are filled in.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -43,45 +46,19 @@ const LONGEST_EXPIRY: Duration = Duration::from_secs(2 * 24 * 3600);
   c2d-agent c2d-send --device pi-01 --data hello --ack full --expiry 10m --wait
   c2d-agent c2d-send --device pi-01 --file notes --content-type text/plain
   c2d-agent c2d-send --device pi-01 --property action=backup --wait-outcome=10m
+  c2d-agent c2d-send --devices-from pumps.txt --property action=pump --dry-run
+  c2d-agent c2d-send --query \"tags.site = '12'\" --property action=pump
+  c2d-agent c2d-send --resume pumps.txt.journal
 
 Exit codes: 0 accepted by the hub (with --wait: delivered; with --wait-outcome: the action succeeded), 1 an error, 2 \
-the arguments are wrong, 3 not delivered, 4 no feedback or no outcome in time, 5 delivered, but the action did not \
+the arguments are wrong, 3 not delivered (of many: some were refused), 4 no feedback or no outcome in time, 5 delivered, but the action did not \
 succeed.", mut_arg("transport", |argument| transport::only(argument, transport::OF_SEND)))]
 pub(super) struct SendArgs {
     /// The device that the message is for.
-    #[arg(long, value_name = "ID")]
-    device: String,
-    /// An application property; may be given several times.
-    #[arg(long = "property", value_name = "K=V", value_parser = property::parse)]
-    properties: Vec<(String, String)>,
-    /// The body, as text. Without --data and --file the body is empty.
-    #[arg(long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
-    data: Option<String>,
-    /// The body, from a file; - is standard input.
-    #[arg(long, value_name = "PATH")]
-    file: Option<PathBuf>,
-    /// The message id [default: a random UUID].
-    #[arg(long, value_name = "ID")]
-    message_id: Option<String>,
-    /// The correlation id: the id of a related message.
-    #[arg(long, value_name = "ID")]
-    correlation_id: Option<String>,
-    /// The user id of the sender.
-    #[arg(long, value_name = "ID")]
-    user_id: Option<String>,
-    /// The type of the body, such as application/json.
-    #[arg(long, value_name = "TYPE")]
-    content_type: Option<String>,
-    /// The encoding of the body, such as utf-8.
-    #[arg(long, value_name = "ENCODING")]
-    content_encoding: Option<String>,
-    /// Which outcomes the hub reports: none, positive, negative or full. [default: none; full with --wait and
-    /// --wait-outcome]
-    #[arg(long, value_name = "LEVEL")]
-    ack: Option<DeliveryAck>,
-    /// How long the hub may keep the message, such as 10m; at most 2 days [default: the hub's, 1 hour].
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    expiry: Option<Duration>,
+    #[arg(long, value_name = "ID", required_unless_present_any = many::SELECTORS)]
+    device: Option<String>,
+    #[command(flatten)]
+    message: MessageArgs,
     /// Wait for the message's feedback, for 60s or the given time. A real hub collects feedback for up to 15 s before
     /// it sends it.
     #[arg(
@@ -113,6 +90,8 @@ pub(super) struct SendArgs {
     output: OutputArgs,
     #[command(flatten)]
     hub: HubArgs,
+    #[command(flatten)]
+    many: ManyArgs,
 }
 
 /// The ways to the hub.
@@ -123,8 +102,11 @@ struct Ways {
 }
 
 pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
+    let Some(device_id) = args.device.as_deref().filter(|_| !args.many.is_wanted()) else {
+        return many::run(args);
+    };
     let now = SystemTime::now();
-    let message = args.message(now).map_err(Failure::usage)?;
+    let message = args.message(device_id, now).map_err(Failure::usage)?;
     let identity = args.hub.identity().map_err(Failure::usage)?;
     let ways = args.ways().map_err(Failure::usage)?;
     let mut output = SendOutput::new(args.output.json, args.verbose);
@@ -262,123 +244,32 @@ async fn await_feedback(
 
 impl SendArgs {
     /// Builds the message, and checks all that can be checked before dialling.
-    fn message(&self, now: SystemTime) -> anyhow::Result<OutgoingMessage> {
-        check_device_id(&self.device)?;
-        let message_id = self.message_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        if !message::is_message_id(&message_id) {
-            return Err(anyhow!(
-                "--message-id is \"{}\": use 1 to 128 of the letters and digits of ASCII and - : . + % _ # * ? ! ( ) , \
-                 = @ ; $ '",
-                message_id.escape_debug()
-            ));
-        }
-        let texts = [
-            ("--correlation-id", &self.correlation_id),
-            ("--user-id", &self.user_id),
-            ("--content-type", &self.content_type),
-            ("--content-encoding", &self.content_encoding),
-        ];
-        for (option, text) in texts.into_iter().filter_map(|(option, text)| Some((option, text.as_ref()?))) {
-            if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
-                return Err(anyhow!("{option} is \"{}\": use printable ASCII text", text.escape_debug()));
-            }
-        }
-        let expiry = match self.expiry {
-            Some(expiry) if expiry > LONGEST_EXPIRY => {
-                let given = humantime::format_duration(expiry);
-                return Err(anyhow!("--expiry is {given}, but the hub keeps no message longer than 2 days"));
-            }
-            Some(expiry) => Some(now + expiry),
-            None => None,
-        };
+    fn message(&self, device_id: &str, now: SystemTime) -> anyhow::Result<OutgoingMessage> {
+        check_device_id(device_id)?;
         let waits = [("--wait", self.wait), ("--wait-outcome", self.wait_outcome)];
         let wait = waits.into_iter().find_map(|(option, wait)| Some((option, wait?)));
         if let Some((option, wait)) = wait.filter(|(_, wait)| *wait > LONGEST_EXPIRY) {
             let given = humantime::format_duration(wait);
             return Err(anyhow!("{option} is {given}, but no message lives longer than 2 days"));
         }
-        let ack = match (self.ack, wait) {
-            (Some(DeliveryAck::None), Some((option, _))) => {
-                return Err(anyhow!(
-                    "{option} needs feedback, but --ack none asks for none: leave --ack out, or use --ack full"
-                ));
-            }
-            (Some(ack), _) => ack,
-            (None, Some(_)) => DeliveryAck::Full,
-            (None, None) => DeliveryAck::None,
-        };
-        let message = OutgoingMessage {
-            device_id: self.device.clone(),
-            message_id,
-            correlation_id: self.correlation_id.clone(),
-            user_id: self.user_id.clone(),
-            content_type: self.content_type.clone(),
-            content_encoding: self.content_encoding.clone(),
-            expiry,
-            ack,
-            properties: self.application_properties()?,
-            body: self.body()?,
-        };
-        match message.wire_size() {
-            size if size > MAX_C2D_BYTES => Err(anyhow!(
-                "the message has {size} bytes with its properties, but a C2D message has at most {MAX_C2D_BYTES} \
-                 (64 KiB): send less, or send a link to the data"
-            )),
-            _ => Ok(message),
-        }
-    }
-
-    fn application_properties(&self) -> anyhow::Result<Properties> {
-        let mut properties = Properties::default();
-        for (name, value) in &self.properties {
-            if properties.contains(name) {
-                return Err(anyhow!("--property {name} is given twice: give each name once"));
-            }
-            if let Some(text) = [name, value].into_iter().find(|text| !property::is_hub_text(text)) {
-                tracing::warn!(
-                    property = name,
-                    "sent \"{}\", which a real hub may refuse: it takes ASCII letters, digits and {}",
-                    text.escape_debug(),
-                    property::PUNCTUATION
-                );
-            }
-            properties.set(name, value);
-        }
-        Ok(properties)
-    }
-
-    fn body(&self) -> anyhow::Result<Bytes> {
-        // Reads one byte above the limit, to tell a body that is too long from one that just fits.
-        let limit = MAX_C2D_BYTES as u64 + 1;
-        let mut body = Vec::new();
-        match (&self.data, &self.file) {
-            (Some(text), _) => body = text.clone().into_bytes(),
-            (None, Some(path)) if path.as_os_str() == "-" => {
-                let read = std::io::stdin().take(limit).read_to_end(&mut body);
-                read.context("cannot read the body from standard input")?;
-            }
-            (None, Some(path)) => {
-                let file = std::fs::File::open(path);
-                file.and_then(|file| file.take(limit).read_to_end(&mut body))
-                    .map_err(|error| back_end::unreadable("body", path, &error))?;
-            }
-            (None, None) => {}
-        }
-        if body.len() > MAX_C2D_BYTES {
-            return Err(anyhow!(
-                "the body has more than {MAX_C2D_BYTES} bytes (64 KiB), the most that a C2D message may have: send \
-                 less, or send a link to the data"
-            ));
-        }
-        Ok(body.into())
+        let template = self.message.template(wait.map(|(option, _)| option))?;
+        let id = template.message_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let message = template.to_device(device_id, id, now);
+        fleet::check_message(&message).map_err(anyhow::Error::msg)?;
+        property::warn_of_odd(&message.properties);
+        Ok(message)
     }
 
     fn ways(&self) -> anyhow::Result<Ways> {
-        let amqp = match self.hub.transport()? {
-            FeedbackTransport::Amqp(way) => way,
-            FeedbackTransport::Https(_) => return Err(anyhow!("the hub takes messages over AMQP only")),
-        };
         let https = self.wait_outcome.map(|_| self.hub.https()).transpose()?;
-        Ok(Ways { amqp, https })
+        Ok(Ways { amqp: amqp(&self.hub)?, https })
+    }
+}
+
+/// The way to send.
+fn amqp(hub: &HubArgs) -> anyhow::Result<ServiceTransport> {
+    match hub.transport()? {
+        FeedbackTransport::Amqp(way) => Ok(way),
+        FeedbackTransport::Https(_) => Err(anyhow!("the hub takes messages over AMQP only")),
     }
 }

@@ -31,9 +31,11 @@ use crate::credentials::{HostPort, ServiceConnectionString};
 mod answer;
 mod feedback;
 mod methods;
+mod query;
 mod twins;
 
 pub use methods::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall};
+pub use query::QueryPage;
 pub use twins::TwinPatch;
 
 /// The version of the service's REST interface. Source: wire reference 4.5.
@@ -77,6 +79,8 @@ struct ServiceRequest {
     /// JSON; empty if the request has no body.
     body: Bytes,
     if_match: Option<String>,
+    /// Further headers.
+    headers: Vec<(&'static str, HeaderValue)>,
     /// Most bytes of the answer.
     limit: usize,
     /// The longest wait for the answer.
@@ -85,7 +89,8 @@ struct ServiceRequest {
 
 impl ServiceRequest {
     fn new(method: Method, path: String, limit: usize) -> Self {
-        Self { method, path, body: Bytes::new(), if_match: None, limit, patience: ANSWER_TIMEOUT }
+        let (body, headers, patience) = (Bytes::new(), Vec::new(), ANSWER_TIMEOUT);
+        Self { method, path, body, if_match: None, headers, limit, patience }
     }
 }
 
@@ -304,6 +309,9 @@ impl HttpsService {
         }
         if let Some(etag) = &ask.if_match {
             request = request.header(IF_MATCH, etag);
+        }
+        for (name, value) in &ask.headers {
+            request = request.header(*name, value);
         }
         let request = request.body(Full::new(ask.body.clone()));
         request

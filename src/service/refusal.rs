@@ -3,6 +3,7 @@
 //! Owns: what each AMQP error condition means for a sender, and the remedy. Must not know: links, sockets.
 
 use std::fmt;
+use std::time::Duration;
 
 use fe2o3_amqp::types::definitions::{self, ErrorCondition};
 use fe2o3_amqp::types::primitives::{Symbol, Value};
@@ -39,6 +40,9 @@ pub struct Refusal {
     pub description: String,
     /// The id by which the hub's operators find the case.
     pub tracking_id: Option<String>,
+    /// How many seconds the hub wants to be left alone, if it says so. UNVERIFIED: its name is the one of HTTP.
+    retry_after: Option<u32>,
+    code: Option<u32>,
     meaning: String,
 }
 
@@ -51,17 +55,19 @@ impl Refusal {
             Some(Value::String(id)) => Some(excerpt(id)),
             _ => None,
         };
-        let code = match info("com.microsoft:error-code") {
-            Some(Value::Int(code)) => Some(i64::from(*code)),
-            Some(Value::Uint(code)) => Some(i64::from(*code)),
-            Some(Value::Long(code)) => Some(*code),
+        let number = |name: &str| match info(name) {
+            Some(Value::Int(number)) => u32::try_from(*number).ok(),
+            Some(Value::Uint(number)) => Some(*number),
+            Some(Value::Long(number)) => u32::try_from(*number).ok(),
             _ => None,
         };
+        let code = number("com.microsoft:error-code");
+        let retry_after = number("Retry-After");
         let mut meaning = meaning(&condition, &description, code, asked);
         if let RefusedRequest::Sending = asked {
             meaning = format!("{meaning}; {OPEN_QUESTION}");
         }
-        Self { condition, description, tracking_id, meaning }
+        Self { condition, description, tracking_id, retry_after, code, meaning }
     }
 }
 
@@ -69,6 +75,22 @@ impl Refusal {
     /// Whether a retry is useless until a person has changed something.
     pub fn is_lasting(&self) -> bool {
         LASTING.contains(&self.condition.as_str())
+    }
+
+    /// Whether the hub has had too many requests, so that the same one is right a little later. Source: wire reference
+    /// 2.8; the error codes 429xxx are those of Microsoft's C# SDK.
+    pub fn is_throttling(&self) -> bool {
+        self.condition.ends_with("throttled") || self.code.is_some_and(|code| code / 1000 == 429)
+    }
+
+    /// How long the hub wants to be left alone, if it says so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// Whether the hub takes nothing more until its next day.
+    pub fn is_quota(&self) -> bool {
+        is_quota(&self.condition, &self.description, self.code)
     }
 }
 
@@ -86,7 +108,7 @@ impl fmt::Display for Refusal {
 }
 
 /// Source of the symbols: wire reference 2.8 and 4.3.
-fn meaning(condition: &str, description: &str, code: Option<i64>, asked: RefusedRequest<'_>) -> String {
+fn meaning(condition: &str, description: &str, code: Option<u32>, asked: RefusedRequest<'_>) -> String {
     let lower = description.to_ascii_lowercase();
     match (condition, asked) {
         ("amqp:not-found", RefusedRequest::Message { device_id }) => {
@@ -95,7 +117,7 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Refused
         ("amqp:not-found", _) => {
             "the hub has no such address: C2D messages need a hub of the Standard or Free tier".to_owned()
         }
-        ("amqp:resource-limit-exceeded", _) if code == Some(403_002) || lower.contains("quota") => {
+        _ if is_quota(condition, description, code) => {
             "the hub has used up its message quota of the day: wait until it is renewed, or add units to the hub"
                 .to_owned()
         }
@@ -149,10 +171,6 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Refused
             "the hub is throttling: it takes about 100 C2D messages a minute for each unit; wait and send again"
                 .to_owned()
         }
-        ("com.microsoft:quota-exceeded", _) => {
-            "the hub has used up its message quota of the day: wait until it is renewed, or add units to the hub"
-                .to_owned()
-        }
         ("com.microsoft:iot-hub-suspended", _) => {
             "the hub is suspended: check the Azure subscription".to_owned()
         }
@@ -167,6 +185,11 @@ fn meaning(condition: &str, description: &str, code: Option<i64>, asked: Refused
         (_, RefusedRequest::Sending | RefusedRequest::Reading) => "the hub ended the link".to_owned(),
         (_, RefusedRequest::Connection) => "the hub ended the connection".to_owned(),
     }
+}
+
+fn is_quota(condition: &str, description: &str, code: Option<u32>) -> bool {
+    let said = code == Some(403_002) || description.to_ascii_lowercase().contains("quota");
+    condition == "com.microsoft:quota-exceeded" || condition == "amqp:resource-limit-exceeded" && said
 }
 
 /// Conditions that stay until a person has changed something.

@@ -3,6 +3,7 @@
 //! Owns: the form of a message for the hub over AMQP, the sender link, the hub's outcome.
 //! Must not know: connecting, feedback.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -11,8 +12,10 @@ use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::types::messaging::{ApplicationProperties, Data, Message, Outcome, Properties as Section};
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 
-use super::refusal::RefusedRequest;
+use super::refusal::{Refusal, RefusedRequest};
 use super::{ServiceError, answered, failure};
 use crate::amqp_frames::Failed;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
@@ -20,6 +23,9 @@ use crate::message::Properties;
 
 /// Source: wire reference 4.1.
 const ADDRESS: &str = "/messages/devicebound";
+
+/// What an answer of the hub is about, for an error.
+const OUTCOME: &str = "the outcome of the message";
 
 /// A message to be sent. The caller checks sizes and characters; the hub checks them again.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -96,6 +102,15 @@ impl OutgoingMessage {
     }
 }
 
+/// What the hub says to a message.
+#[derive(Debug)]
+pub enum HubAnswer {
+    /// It is in the device's queue.
+    Accepted,
+    /// It is not.
+    Refused(Refusal),
+}
+
 /// The link that sends. Its drop detaches it.
 #[derive(Debug)]
 pub struct C2dSender {
@@ -125,28 +140,65 @@ impl C2dSender {
     /// # Cancel safety
     /// If the future is dropped, the message may or may not have been sent.
     pub async fn send(&mut self, message: &OutgoingMessage) -> Result<(), ServiceError> {
-        let asked = RefusedRequest::Message { device_id: &message.device_id };
-        let outcome = async {
-            let sent = self.link.send_batchable(message.encode()).await.map_err(failure::of_send)?;
-            // The crate keeps waiting for a link that the hub detached but that could be attached again.
-            let outcome = tokio::select! {
+        let answer = self.begin(message).await?;
+        let answer = async {
+            tokio::select! {
                 biased;
-                outcome = sent => outcome,
-                reason = self.link.on_detach() => Err(SendError::Detached(reason)),
-            };
-            match outcome.map_err(failure::of_send)? {
-                Outcome::Accepted(_) => Ok(()),
-                Outcome::Rejected(rejected) => match rejected.error {
-                    Some(error) => Err(failure::refused(&error, asked)),
-                    None => Err(ServiceError::Lost("the hub rejected the message and gave no reason".into())),
-                },
-                Outcome::Released(_) | Outcome::Modified(_) => Err(ServiceError::Lost(
-                    "the hub returned the message without queueing it: send it again".into(),
-                )),
+                answer = answer => answer,
+                error = self.lost() => Err(error),
             }
         };
-        let outcome = answered("the outcome of the message", outcome).await;
-        outcome.map_err(|error| failure::explained(error, &self.failed))
+        match answered(OUTCOME, answer).await? {
+            HubAnswer::Accepted => Ok(()),
+            HubAnswer::Refused(refusal) => Err(ServiceError::Refused(refusal)),
+        }
+    }
+
+    /// Sends a message without waiting for its outcome, as soon as the hub gives credit for it. The future that is
+    /// returned is the hub's answer. While the link is lost, it may wait for ever: see [`C2dSender::lost`].
+    ///
+    /// # Errors
+    /// When the connection is lost, or the hub gives no credit. Then it is not known whether the message was sent. The
+    /// same goes for an error of the answer.
+    ///
+    /// # Cancel safety
+    /// As for [`C2dSender::send`].
+    pub async fn begin(
+        &mut self,
+        message: &OutgoingMessage,
+    ) -> Result<BoxFuture<'static, Result<HubAnswer, ServiceError>>, ServiceError> {
+        let sending = async { self.link.send_batchable(message.encode()).await.map_err(failure::of_send) };
+        let sent =
+            answered(OUTCOME, sending).await.map_err(|error| failure::explained(error, &self.failed))?;
+        let (device_id, failed) = (message.device_id.clone(), Arc::clone(&self.failed));
+        let answer = async move {
+            let outcome = sent.await.map_err(|error| failure::explained(failure::of_send(error), &failed))?;
+            let lost = |text: &str| Err(ServiceError::Lost(text.to_owned()));
+            match outcome {
+                Outcome::Accepted(_) => Ok(HubAnswer::Accepted),
+                Outcome::Rejected(rejected) => match rejected.error {
+                    Some(error) => {
+                        let asked = RefusedRequest::Message { device_id: &device_id };
+                        Ok(HubAnswer::Refused(Refusal::new(&error, asked)))
+                    }
+                    None => lost("the hub rejected the message and gave no reason"),
+                },
+                Outcome::Released(_) | Outcome::Modified(_) => {
+                    lost("the hub returned the message without queueing it: send it again")
+                }
+            }
+        };
+        Ok(answer.boxed())
+    }
+
+    /// Waits until the hub ends the link, and says why. The crate goes on waiting for outcomes then, because the link
+    /// could be attached again.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn lost(&mut self) -> ServiceError {
+        let reason = self.link.on_detach().await;
+        failure::explained(failure::of_send(SendError::Detached(reason)), &self.failed)
     }
 }
 

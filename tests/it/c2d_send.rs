@@ -31,6 +31,10 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start() -> Self {
+        Self::with_devices(vec!["dev1".into(), "dev2".into()])
+    }
+
+    pub(crate) fn with_devices(devices: Vec<String>) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let options = Options {
             state_dir: dir.path().to_owned(),
@@ -41,7 +45,7 @@ impl Running {
             mqtt_port: 0,
             amqp_port: 0,
             https_port: Some(0),
-            devices: vec!["dev1".into(), "dev2".into()],
+            devices,
             x509_devices: Vec::new(),
             modules: Vec::new(),
             routes: Vec::new(),
@@ -82,9 +86,17 @@ impl Running {
     }
 
     pub(crate) fn command_with(&self, connection_string: &str, device: &str) -> Command {
+        let mut command = self.sender();
+        command.args(["--device", device]).env("C2D_SERVICE_CONNECTION_STRING", connection_string);
+        command
+    }
+
+    /// `c2d-send` without a device.
+    pub(crate) fn sender(&self) -> Command {
         let mut command = binary();
-        command.args(["c2d-send", "--device", device]).arg("--ca-file").arg(self.file("ca.pem"));
-        command.env("C2D_SERVICE_CONNECTION_STRING", connection_string);
+        command.arg("c2d-send").arg("--ca-file").arg(self.file("ca.pem"));
+        command.env("C2D_HTTPS_PORT", self.https.port().to_string());
+        command.env("C2D_SERVICE_CONNECTION_STRING", self.service_string());
         command
     }
 
@@ -264,7 +276,7 @@ fn what_is_wrong_before_dialling_is_named_with_exit_code_2() {
         (&["--file", &large], "but a C2D message has at most 65536 (64 KiB)"),
         (&["--wait-outcome", "--ack", "none"], "--wait-outcome needs feedback, but --ack none asks for none"),
         (&["--expiry", "3d"], "--expiry is 3days, but the hub keeps no message longer than 2 days"),
-        (&["--message-id", "a b"], "--message-id is \"a b\": use 1 to 128 of"),
+        (&["--message-id", "a b"], "the message id is \"a b\": use 1 to 128 of"),
         (&["--wait", "--ack", "none"], "--wait needs feedback, but --ack none asks for none"),
         (&["--property", "$.cid=1"], "$.cid is a system property: use --correlation-id"),
         (&["--property=a=1", "--property=a=2"], "--property a is given twice"),

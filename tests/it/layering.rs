@@ -87,11 +87,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "tls",
         ],
     ),
+    ("fleet", &["service", "message", "credentials", "feedback", "trust"]),
     // Edge.
     (
         "cli",
         &[
             "agent",
+            "fleet",
             "doctor",
             "session",
             "inbox",

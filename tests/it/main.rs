@@ -57,6 +57,7 @@ mod emulator_twins;
 mod emulator_websocket;
 mod examples;
 mod faults;
+mod fleet;
 mod frames;
 mod guards;
 mod harness;

@@ -2,10 +2,10 @@
 //!
 //! Owns: its syntax, which names belong to other options, which text a real hub takes. Must not know: messages.
 
-use crate::message;
+use crate::message::{self, Properties};
 
 /// Allowed beside ASCII letters and digits. Source: wire reference 5.1.
-pub(super) const PUNCTUATION: &str = "! # $ % & ' * + - . ^ _ ` | ~";
+const PUNCTUATION: &str = "! # $ % & ' * + - . ^ _ ` | ~";
 
 /// Splits at the first `=`.
 pub(super) fn parse(text: &str) -> Result<(String, String), String> {
@@ -30,8 +30,22 @@ pub(super) fn parse(text: &str) -> Result<(String, String), String> {
     Err(format!("{name} is a system property: use {option}"))
 }
 
+/// Warns of a name or value that a real hub may refuse.
+pub(super) fn warn_of_odd(properties: &Properties) {
+    for (name, value) in properties.iter() {
+        let texts = [name, value.unwrap_or_default()];
+        if let Some(text) = texts.into_iter().find(|text| !is_hub_text(text)) {
+            tracing::warn!(
+                property = name,
+                "sent \"{}\", which a real hub may refuse: it takes ASCII letters, digits and {PUNCTUATION}",
+                text.escape_debug()
+            );
+        }
+    }
+}
+
 /// Whether a real hub takes the text as a name or value. Source: wire reference 5.1.
-pub(super) fn is_hub_text(text: &str) -> bool {
+fn is_hub_text(text: &str) -> bool {
     let mark = |c: char| c != ' ' && PUNCTUATION.contains(c);
     text.chars().all(|c| c.is_ascii_alphanumeric() || mark(c))
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use serde_json::Value;
 
-use crate::cli::{Exit, Failure};
+use crate::cli::{Exit, Failure, back_end};
 use crate::emulator::STATE_DIR_VARIABLE;
 use crate::emulator::client::{AskError, RunningEmulator};
 
@@ -92,12 +92,10 @@ pub(super) fn state_dir(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
 }
 
 fn default_state_dir() -> Result<PathBuf, Failure> {
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
-    let state = state.ok_or_else(|| {
-        Failure::usage(anyhow!("neither XDG_STATE_HOME nor HOME is set: name a directory with --state-dir"))
-    })?;
-    Ok(state.join("c2d-agent").join("emulator"))
+    let state = back_end::state_folder();
+    let state =
+        state.map_err(|error| Failure::usage(anyhow!("{error}: name a directory with --state-dir")))?;
+    Ok(state.join("emulator"))
 }
 
 /// A failure with its exit code: a wrong directory is an error of the command line.

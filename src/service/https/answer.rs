@@ -80,7 +80,7 @@ pub(super) fn late(host: &HostPort, waited: Duration) -> String {
 }
 
 /// The text of the hub's error body. Source: wire reference 3.
-fn hub_message(body: &[u8]) -> Option<String> {
+pub(super) fn hub_message(body: &[u8]) -> Option<String> {
     let body: Value = serde_json::from_slice(body).ok()?;
     body.get("Message").and_then(Value::as_str).map(excerpt)
 }

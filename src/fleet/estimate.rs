@@ -1,0 +1,95 @@
+//! How long a run takes, and what share of the hub's daily quota it uses.
+//!
+//! Owns: the limits of each tier. Must not know: what is sent.
+//!
+//! Source: azure-docs, iot-hub-devguide-quotas-throttling, and its table of tiers (2026).
+
+use std::time::Duration;
+
+/// The quota counts pieces of this size. For the Free tier they are 512 bytes.
+const PIECE: usize = 4096;
+const PIECE_OF_FREE: usize = 512;
+
+/// A tier of IoT Hub that has C2D messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tier {
+    Free,
+    S1,
+    S2,
+    S3,
+}
+
+/// What a run will be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Estimate {
+    /// How many messages.
+    pub(crate) messages: usize,
+    /// Messages a minute.
+    pub(crate) per_minute: f64,
+    /// How long they take at that rate.
+    pub(crate) time: Duration,
+    /// The share of what the hub takes in a day; 1 is all of it.
+    pub(crate) quota: f64,
+}
+
+impl Tier {
+    /// C2D messages that a hub takes in a minute, for each of its units.
+    pub(crate) fn per_minute(self) -> f64 {
+        match self {
+            Self::Free | Self::S1 | Self::S2 => 100.0,
+            Self::S3 => 5_000.0,
+        }
+    }
+
+    /// Pieces that a hub takes in a day, for each of its units.
+    fn daily(self) -> f64 {
+        match self {
+            Self::Free => 8_000.0,
+            Self::S1 => 400_000.0,
+            Self::S2 => 6_000_000.0,
+            Self::S3 => 300_000_000.0,
+        }
+    }
+
+    fn pieces(self, size: usize) -> usize {
+        size.div_ceil(if self == Self::Free { PIECE_OF_FREE } else { PIECE }).max(1)
+    }
+}
+
+impl Estimate {
+    /// For messages of these sizes in bytes, at `per_minute`, to a hub with so many units of a tier.
+    pub(crate) fn new(sizes: impl Iterator<Item = usize>, per_minute: f64, tier: Tier, units: u32) -> Self {
+        let (messages, pieces) =
+            sizes.fold((0, 0), |(count, pieces), size| (count + 1, pieces + tier.pieces(size)));
+        let seconds = messages as f64 * 60.0 / per_minute;
+        let time = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let quota = pieces as f64 / (tier.daily() * f64::from(units));
+        Self { messages, per_minute, time, quota }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ten_thousand_devices_take_as_long_as_the_hub_says() {
+        let of = |tier: Tier, units: u32| {
+            Estimate::new(std::iter::repeat_n(100, 10_000), tier.per_minute() * f64::from(units), tier, units)
+        };
+        assert_eq!(of(Tier::S1, 1).time, Duration::from_secs(100 * 60));
+        assert_eq!(of(Tier::S3, 1).time, Duration::from_secs(2 * 60));
+        assert_eq!(of(Tier::S1, 1).quota, 0.025);
+        assert_eq!(of(Tier::S1, 2).quota, 0.0125);
+        assert!(of(Tier::Free, 1).quota > 1.0);
+    }
+
+    #[test]
+    fn a_large_message_counts_more_than_once() {
+        let of = |size, tier| Estimate::new(std::iter::once(size), 100.0, tier, 1).quota;
+        assert_eq!(of(4096, Tier::S1), 1.0 / 400_000.0);
+        assert_eq!(of(4097, Tier::S1), 2.0 / 400_000.0);
+        assert_eq!(of(0, Tier::Free), 1.0 / 8_000.0);
+        assert_eq!(of(513, Tier::Free), 2.0 / 8_000.0);
+    }
+}
