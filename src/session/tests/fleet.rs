@@ -9,7 +9,7 @@ use super::{DEADLINE, Event, Session, Settings};
 use crate::credentials::{DeviceIdentity, HostPort, Route, SharedAccessKey, Transport};
 use crate::emulator::{self, DEFAULT_ID_SCOPE, DpsFault, DpsFaultOrder, Options, ProvisioningSettings};
 use crate::provisioning::{Enrolment, EnrolmentAuth, derive_key};
-use crate::session::HubSource;
+use crate::session::{HubSource, Issuing};
 use std::time::{Duration, SystemTime};
 
 const DEVICES: usize = 200;
@@ -81,6 +81,7 @@ async fn two_hundred_devices_get_their_hub_from_a_service_that_throttles_and_non
             clock: SystemTime::now,
             twin: false,
             methods: false,
+            issuing: Issuing::default(),
             desired: false,
             alone: true,
         }
