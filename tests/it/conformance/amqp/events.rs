@@ -6,7 +6,7 @@
 use super::{Value, attach, device, error, sent, service, transfer};
 use crate::frames::{
     APPLICATION_PROPERTIES, DATA, DETACH, DISPOSITION, MESSAGE_ANNOTATIONS, PROPERTIES, Peer, REJECTED,
-    TRANSFER, message,
+    message,
 };
 use crate::harness::Emulator;
 use crate::rest::service_token;
