@@ -139,7 +139,8 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
     let actions = Actions::open(&config.gpio, &been_on(first.as_ref(), clock()))?;
     let twin = TwinRulesState::new(&config, twin);
     let leftovers = Leftovers::new(&config.inbox.path, first);
-    let desk = Desk::new(config, clock, observer, actions, sessions, inbox);
+    let mut desk = Desk::new(config, clock, observer, actions, sessions, inbox);
+    recovery::tell_origin(&mut desk);
     let mut agent = Agent {
         desk,
         leftovers,

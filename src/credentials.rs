@@ -50,6 +50,18 @@ impl DeviceIdentity {
         }
     }
 
+    /// Where the messages of this identity come from: `{hub}/{client id}`, the same text for all names of one hub. A name
+    /// counts without case, and `{hub}.device.{domain}` is `{hub}.{domain}`. Source: Microsoft's page "IoT Hub endpoints",
+    /// 2026.
+    pub fn origin(&self) -> String {
+        let mut hub = self.hub.name.to_ascii_lowercase();
+        let rest = hub.find('.').and_then(|dot| Some((dot, hub.get(dot..)?.strip_prefix(".device")?)));
+        if let Some((dot, rest)) = rest.filter(|(_, rest)| rest.is_empty() || rest.starts_with('.')) {
+            hub = format!("{}{rest}", &hub[..dot]);
+        }
+        format!("{hub}/{}", self.client_id())
+    }
+
     /// The resource that a token must cover, not escaped: `{hub}/devices/{device}`, and for a module also
     /// `/modules/{module}`. Source: wire reference 4.2 and 6.3.
     pub fn resource(&self) -> String {
@@ -96,4 +108,27 @@ fn excerpt(text: &str, chars: usize) -> String {
     let cut = if shown.chars().nth(chars).is_some() { "…" } else { cut };
     let shown: String = shown.chars().take(chars).flat_map(char::escape_debug).collect();
     shown + cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_names_of_a_hub_and_no_other_ones_are_one_origin() {
+        let origin = |hub: &str, device_id: &str| {
+            let hub = HostPort::parse(hub).expect("a host");
+            let auth = DeviceAuth::Certificate { certificate: PathBuf::new(), private_key: PathBuf::new() };
+            let device_id = device_id.to_owned();
+            DeviceIdentity { hub, device_id, module_id: None, gateway: None, auth }.origin()
+        };
+        for hub in ["h.azure-devices.net", "H.Azure-Devices.Net:8883", "h.device.azure-devices.net"] {
+            assert_eq!(origin(hub, "d"), "h.azure-devices.net/d", "{hub}");
+        }
+        assert_eq!(origin("localhost.device", "D"), "localhost/D");
+        for hub in ["h.devices.test", "h.a.device.test", "device.azure-devices.net", "127.0.0.1", "::1", "h"]
+        {
+            assert_eq!(origin(hub, "d"), format!("{hub}/d"), "{hub}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 //! Owns: that the disk does not hold up the loop, one step at a time, and that a full one does not keep the device from
 //! its hub. Must not know: how a registration is made, when a certificate is renewed.
 //!
-//! The inbox stays as it is: what is in it is finished, and its reports go to the new hub.
+//! What is in the inbox is finished, and its reports go to the new hub.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt as _;
@@ -170,14 +170,7 @@ pub(super) fn moved(desk: &mut Desk, reassigned: Reassigned) {
             return tracing::error!(%error, "the device cannot sign in with what it was given");
         }
     };
-    let name = |provisioning: &Provisioning| {
-        let (assignment, _) = provisioning.assigned.as_ref()?;
-        Some((assignment.hub.to_string(), assignment.device_id.clone()))
-    };
-    let before = desk.rules.config().provisioning.as_ref().and_then(name);
-    let after = provisioning.as_ref().and_then(name);
-    if matches!(step, EnrolmentStep::Assigned(_)) {
-        let (hub, device_id) = after.clone().unwrap_or_default();
+    if let EnrolmentStep::Assigned(Assignment { hub, device_id, .. }) = &step {
         tracing::info!(%hub, device_id, "assigned by the provisioning service");
     }
     if let Some(provisioning) = provisioning {
@@ -189,8 +182,6 @@ pub(super) fn moved(desk: &mut Desk, reassigned: Reassigned) {
         }
         _ => drop(desk.sessions.change(terms)),
     }
-    if before.is_some() && before != after {
-        recovery::leave_hub(desk);
-    }
+    recovery::tell_origin(desk);
     desk.tell_systemd();
 }

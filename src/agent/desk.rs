@@ -36,6 +36,8 @@ pub(super) struct Desk {
     pub(super) reports: Reports,
     pub(super) watch: Watchers,
     pub(super) certificates: Certificates,
+    /// Where C2D messages come from now, as the inbox was told; none before the device has a hub.
+    pub(super) origin: Option<Arc<str>>,
     clock: fn() -> SystemTime,
 }
 
@@ -61,6 +63,7 @@ impl Desk {
             reports,
             watch,
             certificates: Certificates::default(),
+            origin: None,
             clock,
         }
     }

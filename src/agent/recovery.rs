@@ -10,16 +10,18 @@
 //! | a direct method, not answered | begun: a dead letter, interrupted; not begun: expired; its caller is gone |
 //! | accepted, completed at the hub (`on-accept`) | run |
 //! | accepted, still at the hub (`after-action`) | the hub sends it again; then it is run |
+//! | accepted, and its hub is not the device's any more | run |
 //!
 //! The present rules decide, as for a message that arrives. A message that has expired since it was received is
 //! recorded as expired.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::inbox::{Number, Op, Opened, Record, Settled, State, Unfinished, from_millis};
-use crate::message::{Source, format_time};
+use crate::message::format_time;
 
 use super::desk::Desk;
 use super::message::in_hand::HeldMessage;
@@ -27,7 +29,6 @@ use super::message::life::Since;
 use super::message::reason::PassedOver;
 use super::message::{act, arrive, calls, end};
 use super::report;
-use super::sessions::Role;
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
 const LONGEST_LIFE: Duration = Duration::from_secs(2 * 24 * 3600);
@@ -102,28 +103,35 @@ pub(super) fn look_at_held(desk: &mut Desk) {
     desk.in_hand.held_look = (!desk.in_hand.held.is_empty()).then(|| Instant::now() + HELD_LOOK);
 }
 
-/// The device has another hub, and the one before does not send again what it still has. So only the inbox has these
-/// messages now, and they are finished from there.
-pub(super) fn leave_hub(desk: &mut Desk) {
-    let held = desk.in_hand.held.iter().filter(|(_, held)| held.role == Role::Device);
-    let mut numbers: Vec<Number> = held.map(|(number, _)| *number).collect();
-    for id in desk.in_hand.not_begun().into_iter().chain(desk.in_hand.begun()) {
-        let Some(entry) = desk.in_hand.get(id) else { continue };
-        if entry.message.source() == Source::C2d && entry.settled == Settled::AfterAction {
-            entry.settled = Settled::OnAccept;
-            numbers.extend(entry.number);
-        }
+/// Tells the inbox from which hub, and as which device, C2D messages come from now on. Call it at the start, and with all other
+/// terms of the sessions. Nothing happens while the device has no hub, or if it is the same.
+pub(super) fn tell_origin(desk: &mut Desk) {
+    let config = desk.rules.config();
+    let has_hub = config.provisioning.as_ref().is_none_or(|provisioning| provisioning.assigned.is_some());
+    let Some(device) = config.identities.device().filter(|_| has_hub) else { return };
+    let origin = device.origin();
+    if desk.origin.as_deref() != Some(origin.as_str()) {
+        let origin = desk.origin.insert(origin.into());
+        desk.inbox.submit(Op::Origin(Arc::clone(origin)));
     }
-    if !numbers.is_empty() {
-        tracing::info!(messages = numbers.len(), "what the hub before had is finished from the inbox");
-    }
-    numbers.into_iter().for_each(|number| desk.inbox.submit(Op::OnlyHere(number)));
 }
 
-/// The inbox has recorded that no hub sends this message again.
-pub(super) fn only_here(desk: &mut Desk, unfinished: Unfinished) {
-    if !desk.in_hand.stopping && desk.in_hand.held.remove(&unfinished.record.number).is_some() {
-        resume(desk, unfinished);
+/// The device has another hub than before, and the one before does not send again what it still has. So only the inbox has
+/// these messages now, and they are finished from there.
+pub(super) fn only_here(desk: &mut Desk, left: Vec<Unfinished>) {
+    if !left.is_empty() {
+        tracing::info!(messages = left.len(), "what the hub before had is finished from the inbox");
+    }
+    for unfinished in left {
+        let number = unfinished.record.number;
+        if let Some(id) = desk.in_hand.id_of(number) {
+            if let Some(entry) = desk.in_hand.get(id) {
+                entry.settled = Settled::OnAccept;
+                arrive::complete_on_accept(entry);
+            }
+        } else if !desk.in_hand.stopping && desk.in_hand.held.remove(&number).is_some() {
+            resume(desk, unfinished);
+        }
     }
 }
 

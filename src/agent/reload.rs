@@ -19,6 +19,7 @@ use crate::config::{Config, Provisioning, Remote, Report, TwinPart, TwinRules};
 
 use super::desk::Desk;
 use super::new_rules;
+use super::recovery;
 use super::sessions::{RoleTerms, writes_twin};
 use super::twin::{READ_LIMIT, TwinRulesState};
 
@@ -172,6 +173,7 @@ fn take_up(
     desk.reports.report_in_twin(writes_twin(&config), totals, last_received);
     twin.configured(&config, part);
     let planned_anew = new_rules::apply(desk, config);
+    recovery::tell_origin(desk);
     desk.reports.look_again();
     let config = desk.rules.config();
     tracing::info!(

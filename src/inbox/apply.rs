@@ -13,7 +13,7 @@ use super::journal::Journal;
 use super::key::{Digest, is_known_by_id};
 use super::ledger::Again;
 use super::operation::{Arrival, Intent, Op, Past, Start, Verdict, Written};
-use super::record::{Number, Record, Settled, State, Unfinished, to_millis};
+use super::record::{Number, Record, State, to_millis};
 use super::sums::Circumstances;
 use super::trouble::Trouble;
 use crate::message::{C2dMessage, Source, format_time};
@@ -94,7 +94,7 @@ impl<'w> Work<'w> {
                 self.alter(*number, "put back", |record| put_back(record, *made))?;
                 Written::Again
             }
-            Op::OnlyHere(number) => Written::OnlyHere(self.only_here(*number)?),
+            Op::Origin(name) => Written::Origin(self.comes_from(name)?),
             Op::End { number, outcome, abandoned, report } => {
                 self.end(*number, outcome, *abandoned, report.as_ref())?;
                 Written::Ended(*number)
@@ -114,7 +114,7 @@ impl<'w> Work<'w> {
             Op::PinsOn(pins) => {
                 self.index.pins_on = self.journal.put(Kind::PinsOn, |out| {
                     for (pin, since) in pins {
-                        codec::encode_pin(out, pin, to_millis(*since));
+                        codec::encode_named(out, pin, to_millis(*since));
                     }
                 });
                 Written::PinsOn
@@ -142,7 +142,12 @@ impl<'w> Work<'w> {
                 Some(number) if by_id => (!self.was_in_vain(number, delivery)?).then_some(number),
                 // The note of a repeated id may have pushed out the record that has the id.
                 None if by_id => self.index.ledger.find(delivery).map(Number),
-                _ => self.index.ledger.absorb(delivery, self.again(arrival)).map(Number),
+                _ => {
+                    // A module's inputs and calls have doors of their own, which no other hub takes away.
+                    let origins = Some(&self.index.origins).filter(|_| message.source() == Source::C2d);
+                    let again = self.again(arrival);
+                    self.index.ledger.absorb(delivery, again, origins).map(Number)
+                }
             };
             if let Some(number) = known {
                 let verdict = self.came_again(number, delivery, arrival)?;
@@ -309,16 +314,6 @@ impl<'w> Work<'w> {
     }
 
     /// Changes the record of a message that has not ended.
-    fn only_here(&mut self, number: Number) -> Result<Option<Box<Unfinished>>, Trouble> {
-        let altered = self.alter(number, "only here", |record| record.settled = Settled::OnAccept)?;
-        let (Altered::Done, Some(stored), Some(message)) =
-            (altered, self.load(number)?, self.message(number)?)
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Box::new(Unfinished { record: stored.record, message })))
-    }
-
     fn alter(
         &mut self,
         number: Number,

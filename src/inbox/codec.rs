@@ -306,19 +306,20 @@ pub(super) fn decode_numbers(payload: &[u8]) -> impl Iterator<Item = u64> {
     payload.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes))
 }
 
-pub(super) fn encode_pin(out: &mut Vec<u8>, pin: &str, since_ms: u64) {
-    put_text(out, pin);
-    put_u64(out, since_ms);
+/// A name with a number: a pin, and since when it is on; an origin, and its first record.
+pub(super) fn encode_named(out: &mut Vec<u8>, name: &str, number: u64) {
+    put_text(out, name);
+    put_u64(out, number);
 }
 
-/// An error is a reason for a sentence about a damaged file.
-pub(super) fn decode_pins(mut from: &[u8]) -> Result<Vec<(String, u64)>, String> {
-    let mut pins = Vec::new();
+/// Names with their numbers, which are `what`. An error is a reason for a sentence about a damaged file.
+pub(super) fn decode_named(mut from: &[u8], what: &str) -> Result<Vec<(String, u64)>, String> {
+    let mut all = Vec::new();
     while !from.is_empty() {
-        let pin = take_text(&mut from).and_then(|pin| Some((pin, take_u64(&mut from)?)));
-        pins.push(pin.ok_or("the pins that are on cannot be read")?);
+        let named = take_text(&mut from).and_then(|name| Some((name, take_u64(&mut from)?)));
+        all.push(named.ok_or_else(|| format!("{what} cannot be read"))?);
     }
-    Ok(pins)
+    Ok(all)
 }
 
 /// What the last frame of a batch says.

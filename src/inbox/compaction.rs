@@ -21,7 +21,8 @@ pub(super) struct Compaction {
     /// Records up to this number are copied, and reports up to this one.
     records: u64,
     reports: u64,
-    has_pins: bool,
+    /// Whether what is not numbered is copied: the origins and the pins.
+    has_others: bool,
     /// The part of the journal that was read last.
     window: Window,
     /// Why the new file cannot be written to.
@@ -31,7 +32,7 @@ pub(super) struct Compaction {
 impl Compaction {
     /// `journal` is an empty one.
     pub(super) fn new(journal: Journal) -> Self {
-        Self { journal, records: 0, reports: 0, has_pins: false, window: Window::default(), failed: None }
+        Self { journal, records: 0, reports: 0, has_others: false, window: Window::default(), failed: None }
     }
 
     /// Copies the next part, about `most` bytes. True if there is more to do; else all is in the new file, and on disk.
@@ -50,10 +51,15 @@ impl Compaction {
 
     /// Gathers the next part. True if something is left after it.
     fn copy(&mut self, from: &Journal, index: &mut Index, most: usize) -> Result<bool, Trouble> {
-        if !std::mem::replace(&mut self.has_pins, true) && index.pins_on.is_some() {
-            let pins = from.read_in_order(index.pins_on, &mut self.window)?;
-            let pins = self.journal.put(Kind::PinsOn, |out| out.extend_from_slice(&pins));
-            index.moved(Kind::PinsOn, 0, pins);
+        if !std::mem::replace(&mut self.has_others, true) {
+            if index.origins.are_known() {
+                self.journal.put(Kind::Origins, |out| index.origins.encode(out));
+            }
+            if index.pins_on.is_some() {
+                let pins = from.read_in_order(index.pins_on, &mut self.window)?;
+                let pins = self.journal.put(Kind::PinsOn, |out| out.extend_from_slice(&pins));
+                index.moved(Kind::PinsOn, 0, pins);
+            }
         }
         while let Some((number, entry)) = index.ledger.entries.first_after(self.records) {
             if self.journal.gathered() >= most {

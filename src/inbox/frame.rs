@@ -49,12 +49,14 @@ pub(super) enum Kind {
     PinsOn = 7,
     /// The end of a batch: how many frames it has, and the sums.
     End = 8,
+    /// Where C2D messages came from: see `origins.rs`. Replaces what was told before.
+    Origins = 9,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use Kind::{Confirmed, End, Message, PinsOn, Record, Removed, Report, ReportsDone};
-        let kinds = [Record, Message, Confirmed, Removed, Report, ReportsDone, PinsOn, End];
+        use Kind::{Confirmed, End, Message, Origins, PinsOn, Record, Removed, Report, ReportsDone};
+        let kinds = [Record, Message, Confirmed, Removed, Report, ReportsDone, PinsOn, End, Origins];
         kinds.into_iter().find(|kind| *kind as u8 == byte)
     }
 }

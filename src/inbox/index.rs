@@ -1,4 +1,4 @@
-//! What the journal holds, in memory: the records, the reports that wait, the pins, the sums.
+//! What the journal holds, in memory: the records and their origins, the reports that wait, the pins, the sums.
 //!
 //! Owns: what each frame means for it. Must not know: how frames are read and written.
 
@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use super::codec;
 use super::frame::{Kind, Place};
 use super::ledger::{EARLIER_PROCESS, Ledger};
+use super::origins::Origins;
 use super::record::Counts;
 use super::sums::Sums;
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) ledger: Ledger,
+    pub(super) origins: Origins,
     pub(super) reports: WaitingReports,
     /// The newest frame of the pins that are on.
     pub(super) pins_on: Place,
@@ -111,6 +113,7 @@ impl Index {
                 self.reports.remove(number);
             }),
             Kind::PinsOn => self.pins_on = place,
+            Kind::Origins => self.origins = Origins::decode(payload)?,
             Kind::End => self.sums = codec::decode_end(payload).ok_or("a batch has no end")?.sums,
         }
         Ok(())
@@ -136,7 +139,7 @@ impl Index {
             }
             Kind::Report => self.reports.moved(number, to),
             Kind::PinsOn => self.moved_pins = to,
-            Kind::Confirmed | Kind::Removed | Kind::ReportsDone | Kind::End => {}
+            Kind::Confirmed | Kind::Removed | Kind::ReportsDone | Kind::Origins | Kind::End => {}
         }
     }
 

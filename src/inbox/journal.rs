@@ -23,7 +23,10 @@ pub(super) const MAGIC: &[u8; 16] = b"c2d-agent inbox\n";
 /// The beginning of inboxes before this format, which were databases.
 pub(super) const EARLIER_MAGIC: &[u8] = b"redb";
 /// The version of the layout. A file with a higher one is not touched. 1 and 2 were databases.
-pub(super) const FORMAT: u32 = 4;
+pub(super) const FORMAT: u32 = 5;
+/// The one before, which has no origins. Such a file is read, and copied into one of this version before it is changed:
+/// with a frame that the program of that version does not know, it would look damaged to that.
+pub(super) const READ_TOO: u32 = 4;
 /// Bytes before the first frame: the magic, the format, the salt, the checksum of these, and zeros.
 pub(super) const HEADER: u64 = 64;
 
@@ -47,6 +50,15 @@ pub(super) struct End {
     pub(super) batch: u32,
 }
 
+/// What the header of a file says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeaderFacts {
+    /// Part of each checksum: see `frame.rs`.
+    pub(super) salt: u64,
+    /// Whether its format is [`READ_TOO`].
+    pub(super) is_earlier: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Journal {
     file: Box<dyn JournalFile>,
@@ -59,6 +71,8 @@ pub(super) struct Journal {
     length: u64,
     /// Whether the file has no room before its end, because it is not read before it is finished.
     is_unfinished: bool,
+    /// Whether its format is [`READ_TOO`].
+    is_earlier: bool,
     /// The batch that gathers.
     draft: Vec<u8>,
     frames: u32,
@@ -66,15 +80,22 @@ pub(super) struct Journal {
 
 impl Journal {
     /// A file whose content up to `end` was read.
-    pub(super) fn new(file: Box<dyn JournalFile>, salt: u64, end: End, length: u64) -> Self {
-        Self { file, salt, end, durable: end, length, is_unfinished: false, draft: Vec::new(), frames: 0 }
+    pub(super) fn new(
+        file: Box<dyn JournalFile>,
+        HeaderFacts { salt, is_earlier }: HeaderFacts,
+        end: End,
+        length: u64,
+    ) -> Self {
+        let (draft, frames) = (Vec::new(), 0);
+        Self { file, salt, end, durable: end, length, is_unfinished: false, is_earlier, draft, frames }
     }
 
     /// A file that has a header and nothing else: see [`write_header`].
     /// It gets no room before its end until [`Journal::finish`].
     pub(super) fn empty((file, salt): NewFile) -> Self {
         let end = End { at: HEADER, batch: 0 };
-        Self { is_unfinished: true, ..Self::new(file, salt, end, LEAST_ROOM) }
+        let header = HeaderFacts { salt, is_earlier: false };
+        Self { is_unfinished: true, ..Self::new(file, header, end, LEAST_ROOM) }
     }
 
     /// From the next batch on, the file has room before its end.
@@ -93,6 +114,11 @@ impl Journal {
     /// How much of it is on disk.
     pub(super) fn durable(&self) -> End {
         self.durable
+    }
+
+    /// Whether it must be copied before it is changed: see [`READ_TOO`].
+    pub(super) fn is_earlier(&self) -> bool {
+        self.is_earlier
     }
 
     /// Bytes that are written.

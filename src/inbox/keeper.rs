@@ -9,6 +9,7 @@ use super::file::JournalPlace;
 use super::journal::End;
 use super::ledger::Marks;
 use super::operation::{Op, Written};
+use super::origins::Origins;
 use super::record::{Counts, Opened, to_millis};
 use super::store::{Applied, Store};
 use super::sums::{Circumstances, Numbers};
@@ -34,6 +35,8 @@ pub(super) struct InboxKeeper<P> {
     left: Option<Left>,
     /// The highest numbers that were given out. New numbers follow them, whatever file is opened.
     floor: Numbers,
+    /// The origins as they were last on disk, for a file that takes the place of a damaged one.
+    origins: Origins,
     told_reused_id: bool,
     forgetting: bool,
     full: bool,
@@ -49,6 +52,7 @@ impl<P: JournalPlace> InboxKeeper<P> {
             store: None,
             left: None,
             floor: Numbers::default(),
+            origins: Origins::default(),
             told_reused_id: false,
             forgetting: false,
             full: false,
@@ -100,6 +104,7 @@ impl<P: JournalPlace> InboxKeeper<P> {
             store.index.ledger.restore(&left.marks);
             store.delay_compaction(left.next_compaction);
         }
+        store.take_over(&self.origins);
         self.floor = store.index.sums.numbers;
         self.store = Some(store);
         Ok(())
@@ -147,6 +152,9 @@ impl<P: JournalPlace> InboxKeeper<P> {
         };
         let counts = store.counts();
         self.floor = store.index.sums.numbers;
+        if self.origins != store.index.origins {
+            self.origins.clone_from(&store.index.origins);
+        }
         self.tell(notes, counts.bytes);
         Ok((answers, counts))
     }
@@ -178,9 +186,10 @@ impl<P: JournalPlace> InboxKeeper<P> {
         Ok(false)
     }
 
-    /// Finishes a compaction if the file has grown too long to go on without.
+    /// Finishes a compaction if the file cannot be written to without.
     fn make_short(&mut self) -> Result<(), Trouble> {
-        while self.store.as_ref().is_some_and(|store| store.is_too_long(&self.settings)) && self.compact()? {}
+        while self.store.as_ref().is_some_and(|store| store.must_compact(&self.settings)) && self.compact()? {
+        }
         Ok(())
     }
 

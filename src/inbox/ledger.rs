@@ -9,6 +9,7 @@ use super::codec::Facts;
 use super::entries::{Entries, LedgerEntry};
 use super::frame::Place;
 use super::key::Digest;
+use super::origins::Origins;
 use super::record::{Settled, State};
 use crate::message::Sequence;
 
@@ -113,7 +114,14 @@ impl Ledger {
     /// ended record would match instead of one that has not ended, which would then never run. A record with a
     /// confirmed completion counts only within the window, because a hub may complete a little later than it answers
     /// (UNVERIFIED).
-    pub(super) fn absorb(&mut self, delivery: Digest, again: Again) -> Option<u64> {
+    ///
+    /// A hub sends again only what came from it. So with `origins`, records of another one are passed by.
+    pub(super) fn absorb(
+        &mut self,
+        delivery: Digest,
+        again: Again,
+        origins: Option<&Origins>,
+    ) -> Option<u64> {
         let may_be = |entry: &LedgerEntry| {
             (again.redelivered || entry.connection != again.connection)
                 && (again.sequence.is_none() || entry.sequence().is_none())
@@ -134,7 +142,8 @@ impl Ledger {
             entry if recent(entry) => Some(3),
             _ => None,
         };
-        let ranked = self.with_key(delivery).take(LOOK_AT_EQUAL);
+        let from_here = |number: u64| origins.is_none_or(|origins| origins.is_present(number));
+        let ranked = self.with_key(delivery).take(LOOK_AT_EQUAL).filter(|(number, _)| from_here(*number));
         // The oldest of the lowest rank.
         let (_, number) = ranked.filter_map(|(number, entry)| Some((rank(entry)?, number))).min()?;
         let entry = self.entries.get_mut(number)?;

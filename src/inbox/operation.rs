@@ -3,6 +3,7 @@
 //! Owns: the shapes. Must not know: how operations are done.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -77,9 +78,10 @@ pub(crate) enum Op {
         abandoned: bool,
         report: Option<Bytes>,
     },
-    /// The device has another hub, and the one that had this message will not send it again. From now on only the inbox has
-    /// the message, unless it has ended.
-    OnlyHere(Number),
+    /// From now on C2D messages come from here: a name for the hub and the device, the same each time. If they came from
+    /// elsewhere before, what has not ended is not sent again, so only the inbox has it; and what comes is no redelivery of
+    /// what came from there, unless its id is a key by itself.
+    Origin(Arc<str>),
     /// The hub has the completions of these messages. Written together with the next other operations.
     Confirmed(Vec<Number>),
     /// Since when each pin with a `max_on` is on. Replaces what was recorded.
@@ -151,8 +153,8 @@ pub(crate) enum Written {
     /// The attempt may begin now.
     Started(Number),
     Again,
-    /// The message, unless it has ended.
-    OnlyHere(Option<Box<Unfinished>>),
+    /// The messages that only the inbox has because the origin is another one, in order of acceptance.
+    Origin(Vec<Unfinished>),
     Confirmed,
     /// The message has ended, now or before. Also the answer to [`Op::Start`] if a person has dropped the message:
     /// then no action may start.

@@ -12,7 +12,7 @@
 use super::codec;
 use super::frame::{self, Frame, HEAD, Kind, Place, UNIT};
 use super::index::Index;
-use super::journal::{EARLIER_MAGIC, End, FORMAT, HEADER, Journal, LEAST_ROOM, MAGIC};
+use super::journal::{EARLIER_MAGIC, End, FORMAT, HEADER, HeaderFacts, Journal, LEAST_ROOM, MAGIC, READ_TOO};
 use super::journal_file::{JournalFile, ZEROS, unreadable, write_zeros};
 use super::trouble::Trouble;
 use super::window::Window;
@@ -29,8 +29,8 @@ pub(super) type OpenJournal = (Journal, Index, Option<u64>);
 /// When the disk fails, or when the file is damaged, or not an inbox of this version.
 pub(super) fn open(file: Box<dyn JournalFile>, until: Option<End>) -> Result<OpenJournal, Trouble> {
     let length = file.len().map_err(|error| Trouble::Io("read", error))?;
-    let salt = check_header(&*file, length)?;
-    let mut reader = Reader { file: &*file, salt, length, window: Window::default() };
+    let header = check_header(&*file, length)?;
+    let mut reader = Reader { file: &*file, salt: header.salt, length, window: Window::default() };
     let mut index = Index::default();
     let mut batch = WaitingBatch::default();
     let mut end = End { at: HEADER, batch: 0 };
@@ -80,14 +80,14 @@ pub(super) fn open(file: Box<dyn JournalFile>, until: Option<End>) -> Result<Ope
             )?;
         }
     }
-    Ok((Journal::new(file, salt, end, recorded), index, cut))
+    Ok((Journal::new(file, header, end, recorded), index, cut))
 }
 
-/// Checks a file's header, and returns its salt.
+/// Checks a file's header, and returns what it says.
 ///
 /// # Errors
 /// What is wrong with it.
-fn check_header(file: &dyn JournalFile, length: u64) -> Result<u64, Trouble> {
+fn check_header(file: &dyn JournalFile, length: u64) -> Result<HeaderFacts, Trouble> {
     let mut header = [0; MAGIC.len() + 16];
     let there = header.len().min(usize::try_from(length).unwrap_or(usize::MAX));
     file.read(header.get_mut(..there).unwrap_or_default(), 0).map_err(unreadable)?;
@@ -106,7 +106,10 @@ fn check_header(file: &dyn JournalFile, length: u64) -> Result<u64, Trouble> {
     }
     let format = rest.first_chunk().map(|bytes| u32::from_le_bytes(*bytes)).unwrap_or_default();
     match format {
-        FORMAT => Ok(rest.last_chunk().map(|bytes| u64::from_le_bytes(*bytes)).unwrap_or_default()),
+        FORMAT | READ_TOO => {
+            let salt = rest.last_chunk().map(|bytes| u64::from_le_bytes(*bytes)).unwrap_or_default();
+            Ok(HeaderFacts { salt, is_earlier: format == READ_TOO })
+        }
         newer if newer > FORMAT => {
             Err(Trouble::Newer(format!("its format is {newer}, and this version knows {FORMAT}")))
         }

@@ -9,10 +9,12 @@ use super::apply::{Notes, Work};
 use super::codec::{self, Stored};
 use super::compaction::Compaction;
 use super::file::JournalPlace;
+use super::frame::Kind;
 use super::index::Index;
 use super::journal::{End, Journal};
 use super::journal_file::JournalFile;
 use super::operation::{Op, Written};
+use super::origins::Origins;
 use super::record::{Counts, Opened, Record, Unfinished, from_millis};
 use super::retention;
 use super::sums::{Circumstances, Numbers};
@@ -81,6 +83,14 @@ impl Store {
         Ok((store, cut))
     }
 
+    /// Takes over the origins of a damaged file whose place this one took, with the next batch.
+    pub(super) fn take_over(&mut self, origins: &Origins) {
+        if origins.are_known() && !self.index.origins.are_known() {
+            self.index.origins = origins.clone();
+            self.journal.put(Kind::Origins, |out| origins.encode(out));
+        }
+    }
+
     /// What the agent needs once, at its start.
     pub(super) fn opened(&self, now_ms: u64) -> Result<Opened, Trouble> {
         let mut opened = Opened { counts: self.counts(), ..Opened::default() };
@@ -126,8 +136,8 @@ impl Store {
         opened.latest.sort_by_key(|record| record.number);
         opened.last_received = last_received.map(from_millis);
         if self.index.pins_on.is_some() {
-            let pins =
-                codec::decode_pins(&self.journal.read(self.index.pins_on)?).map_err(Trouble::Corrupt)?;
+            let pins = self.journal.read(self.index.pins_on)?;
+            let pins = codec::decode_named(&pins, "the pins that are on").map_err(Trouble::Corrupt)?;
             opened.pins_on = pins.into_iter().map(|(pin, since)| (pin, from_millis(since))).collect();
         }
         Ok(opened)
@@ -156,10 +166,11 @@ impl Store {
         Ok(Applied { answers, notes })
     }
 
-    /// Whether the journal has grown so far beyond `max_size` that a compaction must be done before the next batch.
-    pub(super) fn is_too_long(&self, settings: &InboxSettings) -> bool {
+    /// Whether a compaction must be done before the next batch: the journal has grown so far beyond `max_size`, or its format
+    /// is the earlier one.
+    pub(super) fn must_compact(&self, settings: &InboxSettings) -> bool {
         let most = settings.max_size.saturating_mul(2).saturating_add(settings.max_size / 16);
-        self.journal.len() > most && self.dead_bytes() > settings.max_size / 16
+        self.journal.is_earlier() || self.journal.len() > most && self.dead_bytes() > settings.max_size / 16
     }
 
     /// Does a part of a compaction if one is due. True if there is more to do. After an error, the journal can be used
@@ -203,7 +214,7 @@ impl Store {
 
     /// Whether the journal can be used after a compaction has failed.
     pub(super) fn may_go_on(&self, settings: &InboxSettings) -> bool {
-        !self.is_in_doubt && !self.is_too_long(settings)
+        !self.is_in_doubt && !self.must_compact(settings)
     }
 
     fn move_over<P: JournalPlace>(&mut self, place: &mut P, settings: &InboxSettings) -> Result<(), Trouble> {
@@ -234,7 +245,7 @@ impl Store {
 
     fn is_compaction_due(&self, settings: &InboxSettings) -> bool {
         let dead = self.dead_bytes();
-        self.is_too_long(settings)
+        self.must_compact(settings)
             || (dead >= self.index.frame_bytes().min(settings.max_size / 2)
                 && dead >= WORTH_IT.min(settings.max_size / 16)
                 && self.journal.len() >= self.not_before)

@@ -59,6 +59,7 @@ mod any_byte;
 mod damage;
 mod disk;
 mod model;
+mod origins;
 mod place;
 mod random;
 mod room;

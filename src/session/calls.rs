@@ -119,8 +119,16 @@ impl Calls {
         // The hub's request ids repeat, so none of them can name a call for ever.
         let message_id = format!("method-{:032x}", fastrand::u128(..));
         let message = Ok(C2dMessage::of_method(&name, &message_id, payload));
-        let (redelivered, sequence, arrived) = (false, None, Instant::now());
-        match calls.try_send(Delivery { message, connection, redelivered, sequence, arrived, receipt }) {
+        let (origin, redelivered, sequence, arrived) = (None, false, None, Instant::now());
+        match calls.try_send(Delivery {
+            message,
+            origin,
+            connection,
+            redelivered,
+            sequence,
+            arrived,
+            receipt,
+        }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(delivery)) => {
                 delivery.receipt.answer(BUSY, error(TOO_MANY));

@@ -20,6 +20,8 @@ pub(crate) struct Delivery {
     /// The message, or why its topic could not be decoded. For a call: the source
     /// [`Method`](crate::message::Source::Method), an id that this program made, and the unchanged payload.
     pub(crate) message: Result<C2dMessage, MessageError>,
+    /// Where it came from, as [`origin`](crate::credentials::DeviceIdentity::origin) names it. A call has none.
+    pub(crate) origin: Option<Arc<str>>,
     /// The connection of this session that brought it, counted from 1.
     pub(crate) connection: u64,
     /// Whether the hub says that it sent the message before. A hub may send one again without saying so.

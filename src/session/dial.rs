@@ -36,6 +36,8 @@ pub(super) struct Dial {
     /// The module on the device, if a module signs in.
     pub(super) module_id: Option<String>,
     pub(super) client_id: String,
+    /// As in [`Delivery`](super::delivery::Delivery).
+    pub(super) origin: Arc<str>,
     pub(super) user_name: String,
     pub(super) password: Option<String>,
     pub(super) tls: Arc<rustls::ClientConfig>,
@@ -71,6 +73,7 @@ impl Dial {
             device_id: identity.device_id.clone(),
             module_id: identity.module_id.clone(),
             client_id: identity.client_id(),
+            origin: identity.origin().into(),
             user_name: sign_in.user_name,
             password: sign_in.password,
             tls,

@@ -208,6 +208,7 @@ impl EnrolSettings {
             device_id: enrolment.registration_id.clone(),
             module_id: None,
             client_id: enrolment.registration_id.clone(),
+            origin: "".into(),
             user_name: enrolment.user_name(),
             password: enrolment.token(now + TOKEN_LIFETIME).map(|token| token.expose().to_owned()),
             tls: self.tls().await?,

@@ -11,6 +11,7 @@ mod amqp_device;
 mod amqp_nesting;
 mod amqp_peer;
 mod amqp_silence;
+mod another_hub;
 mod architecture;
 mod back_end_help;
 mod back_end_proxy;

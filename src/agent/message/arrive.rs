@@ -26,13 +26,15 @@ type Planned = Result<Box<MessageEntry>, (Option<String>, PassedOver)>;
 
 /// Takes a delivery in: plans it, and offers it to the inbox together with the plan.
 pub(crate) fn arrived(desk: &mut Desk, role: Role, delivery: Delivery) {
-    let Delivery { message, connection, redelivered, sequence, arrived, receipt } = delivery;
-    let origin = Origin { connection, redelivered, sequence };
-    if !receipt.is_current() {
-        // Its connection has closed, so the hub sends the message again on the next one.
+    let Delivery { message, origin: from, connection, redelivered, sequence, arrived, receipt } = delivery;
+    // A hub that the device has left may still have sent something. The inbox would take it for a message of the new hub.
+    let is_of_another = role == Role::Device && from.is_some() && from != desk.origin;
+    if is_of_another || !receipt.is_current() {
+        // Its connection has closed or soon does, so the hub sends the message again on the next one.
         receipt.leave();
         return;
     }
+    let origin = Origin { from, connection, redelivered, sequence };
     let (received, since) = (desk.now(), Since::Delivered(arrived));
     let id = desk.in_hand.next_id();
     let message = match message {
@@ -117,7 +119,7 @@ fn wait_for_verdict(
     message: C2dMessage,
     received: SystemTime,
 ) {
-    let Origin { connection, redelivered, sequence } = entry.origin;
+    let Origin { connection, redelivered, sequence, .. } = entry.origin;
     let (settled, rule) = (entry.settled, Arc::clone(&entry.rule));
     entry.turn = line_up(desk, id, &entry);
     let guarded = desk.in_hand.guards.check(&rule.name, &rule.policy, received);
@@ -139,7 +141,7 @@ fn wait_for_verdict(
 
 /// Offers a message to the inbox for which there is nothing to do.
 fn record_as_ended(desk: &mut Desk, id: ActionId, passing: Passing) {
-    let Origin { connection, redelivered, sequence } = passing.origin;
+    let Origin { connection, redelivered, sequence, .. } = passing.origin;
     let (message, received) = (passing.message.clone(), passing.received);
     let (rule, outcome) = (passing.outcome.rule.clone(), Box::new(passing.outcome.clone()));
     let report = desk.rules.telemetry_report(&outcome);
@@ -222,7 +224,7 @@ fn accepted(desk: &mut Desk, id: ActionId, number: Number) {
 }
 
 /// Completes all deliveries of a recorded message at the hub, if its rule says so.
-fn complete_on_accept(entry: &mut MessageEntry) {
+pub(crate) fn complete_on_accept(entry: &mut MessageEntry) {
     if entry.settled == Settled::OnAccept {
         let receipts = entry.take_receipts();
         receipts.into_iter().for_each(|receipt| calls::accepted(receipt, &entry.message));
@@ -285,9 +287,9 @@ pub(crate) fn offer_again(desk: &mut Desk) {
         entry.receipts.retain(Receipt::is_current);
         if let (Some(receipt), Since::Delivered(at)) = (entry.receipts.pop(), entry.since) {
             let role = desk.rules.role_of(&entry.message);
-            let Origin { connection, redelivered, sequence } = entry.origin;
+            let Origin { from: origin, connection, redelivered, sequence } = entry.origin;
             let message = Ok(entry.message);
-            let again = Delivery { message, connection, redelivered, sequence, arrived: at, receipt };
+            let again = Delivery { message, origin, connection, redelivered, sequence, arrived: at, receipt };
             arrived(desk, role, again);
         }
     }

@@ -106,8 +106,10 @@ pub(crate) struct MessageEnd {
 }
 
 /// How a message was delivered, as needed to tell whether it came before. All zero if it came from the inbox.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Origin {
+    /// As in [`Delivery`](crate::session::Delivery).
+    pub(crate) from: Option<Arc<str>>,
     pub(crate) connection: u64,
     pub(crate) redelivered: bool,
     pub(crate) sequence: Option<Sequence>,

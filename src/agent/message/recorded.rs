@@ -53,9 +53,7 @@ pub(crate) fn recorded(desk: &mut Desk, requests: &mut Requests, answer: Written
         Written::Started(number) => act::start_recorded(desk, number),
         Written::Ended(number) => end::ended(desk, number),
         Written::Again | Written::Confirmed | Written::ReportsDone => {}
-        Written::OnlyHere(unfinished) => {
-            unfinished.into_iter().for_each(|unfinished| recovery::only_here(desk, *unfinished));
-        }
+        Written::Origin(left) => recovery::only_here(desk, left),
         Written::PinsOn => {
             let now = desk.now();
             desk.pins_noted.recorded(&desk.machine, &mut desk.inbox, now);

@@ -40,6 +40,8 @@ fn written() -> Sample {
         if batch > 0 {
             let outcome = Box::new(outcome(OutcomeKind::Succeeded));
             ops.push(Op::End { number: Number(batch), outcome, abandoned: false, report: None });
+            // Each batch has a change that can be seen in its records.
+            ops.push(Op::Origin(format!("hub-{batch}/d").into()));
         }
         keeper.write(&ops).expect("written");
         let end = disk.journal().iter().rposition(|byte| *byte != 0).expect("something") + 1;

@@ -29,7 +29,8 @@ static WHOLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
             };
             arrival(at as u64, message(Some(&id), &body), intent)
         });
-        keeper.write(&arrivals.collect::<Vec<_>>()).expect("a file in order");
+        let origin = Op::Origin(format!("hub-{}/d", batch / 2).into());
+        keeper.write(&arrivals.chain([origin]).collect::<Vec<_>>()).expect("a file in order");
     }
     drop(keeper);
     std::fs::read(&settings.path).expect("the file")

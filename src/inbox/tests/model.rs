@@ -37,6 +37,8 @@ pub(super) struct Kept {
     pub(super) retry: bool,
     connection: Option<u64>,
     sequence: Option<Sequence>,
+    /// Where it came from.
+    pub(super) origin: Option<String>,
     pub(super) confirmed: bool,
     /// Whether it was passed over because of its id.
     repeated: bool,
@@ -63,7 +65,7 @@ pub(super) enum Expected {
     Verdict(Verdict),
     Done,
     Ended,
-    OnlyHere(Option<u64>),
+    Left(Vec<u64>),
     Reports(Vec<(u64, Bytes)>),
     Retried(u64),
     Dropped(u64),
@@ -79,6 +81,7 @@ pub(super) struct Model {
     pub(super) reports_dropped: u64,
     pub(super) totals: Totals,
     pub(super) pins_on: BTreeMap<String, SystemTime>,
+    pub(super) origin: Option<String>,
 }
 
 /// What the transport says of an arrival.
@@ -95,7 +98,7 @@ pub(super) enum Step {
     Confirmed(usize),
     Start { pick: usize, retry: bool },
     Again { pick: usize, made: bool },
-    OnlyHere(usize),
+    Origin(u8),
     End { pick: usize, kind: OutcomeKind, abandoned: bool, report: bool },
     PinsOn(u8),
     Reports(usize),
@@ -142,7 +145,7 @@ impl Model {
                 Op::Start { number: number(*pick), start: Start { at: clock(), retry_on_crash: *retry } }
             }
             Step::Again { pick, made } => Op::Again { number: number(*pick), made: *made },
-            Step::OnlyHere(pick) => Op::OnlyHere(number(*pick)),
+            Step::Origin(hub) => Op::Origin(format!("hub-{hub}/d").into()),
             Step::End { pick, kind, abandoned, report: wanted } => Op::End {
                 number: number(*pick),
                 abandoned: *abandoned,
@@ -175,11 +178,7 @@ impl Model {
                 kept.state = State::Accepted;
                 kept.attempts = kept.attempts.saturating_sub(u32::from(!made));
             }),
-            Op::OnlyHere(number) => {
-                let is_here = self.records.get(&number.0).is_some_and(|kept| !kept.ended());
-                self.alter(*number, |kept| kept.settled = Settled::OnAccept);
-                Expected::OnlyHere(is_here.then_some(number.0))
-            }
+            Op::Origin(name) => Expected::Left(self.comes_from(name)),
             Op::End { number, outcome, abandoned, report } => {
                 if self.records.get(&number.0).is_some_and(|kept| !kept.ended()) {
                     *self.totals.entry(outcome.outcome).or_default() += 1;
@@ -234,6 +233,24 @@ impl Model {
         }
     }
 
+    /// What came before the first origin that is told came from there, too.
+    fn comes_from(&mut self, name: &str) -> Vec<u64> {
+        let before = self.origin.replace(name.to_owned());
+        if before.is_none() {
+            self.records.values_mut().for_each(|kept| kept.origin = Some(name.to_owned()));
+        }
+        if before.is_none_or(|before| before == name) {
+            return Vec::new();
+        }
+        let at_the_hub = |kept: &Kept| !kept.ended() && kept.settled == Settled::AfterAction;
+        let left = self.records.iter_mut().filter(|(_, kept)| at_the_hub(kept));
+        left.map(|(number, kept)| {
+            kept.settled = Settled::OnAccept;
+            *number
+        })
+        .collect()
+    }
+
     fn report(&mut self, report: Bytes) {
         self.reports_made += 1;
         self.reports.insert(self.reports_made, report);
@@ -280,7 +297,9 @@ impl Model {
         let first = |wanted: &dyn Fn(&Kept) -> bool| {
             self.records.iter().find(|(_, kept)| wanted(kept)).map(|(number, _)| *number)
         };
-        let same = |wanted: &dyn Fn(&Kept) -> bool| first(&|kept| equal(kept) && wanted(kept));
+        let same = |wanted: &dyn Fn(&Kept) -> bool| {
+            first(&|kept| equal(kept) && kept.origin == self.origin && wanted(kept))
+        };
         let by_id = id.is_some_and(is_uuid);
         let in_vain = |kept: &Kept| !equal(kept) && kept.outcome.is_some_and(OutcomeKind::may_come_to_be_run);
         let known = if by_id {
@@ -303,6 +322,7 @@ impl Model {
             retry: false,
             connection: Some(arrival.connection),
             sequence: arrival.sequence,
+            origin: self.origin.clone(),
             confirmed: false,
             repeated: false,
             outcome: None,
@@ -331,8 +351,9 @@ impl Model {
         }
         let abandoned = known.and_then(|known| Some((known, self.records.get(&known)?.clone())));
         if let Some((_, before)) = &abandoned {
-            // The record keeps its digests.
+            // The record keeps its digests, and its number.
             (kept.sequence, kept.connection) = (before.sequence, before.connection);
+            kept.origin.clone_from(&before.origin);
         }
         let mut made = None;
         match &arrival.intent {
@@ -415,9 +436,7 @@ pub(super) fn actual(answer: &Written) -> Expected {
     match answer {
         Written::Accepted { verdict, .. } => Expected::Verdict(*verdict),
         Written::Ended(_) => Expected::Ended,
-        Written::OnlyHere(unfinished) => {
-            Expected::OnlyHere(unfinished.as_ref().map(|unfinished| unfinished.record.number.0))
-        }
+        Written::Origin(left) => Expected::Left(left.iter().map(|own| own.record.number.0).collect()),
         Written::Reports(reports) => Expected::Reports(reports.clone()),
         Written::Reply { reply, .. } => match &**reply {
             Reply::Retried(unfinished) => Expected::Retried(unfinished.record.number.0),

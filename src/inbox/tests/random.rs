@@ -53,8 +53,13 @@ fn difference(model: &Model, keeper: &mut InboxKeeper<Disk>) -> Option<String> {
         // No query tells it.
         let entry = keeper.store.as_ref().and_then(|store| store.index.ledger.get(record.number.0));
         let confirmed = entry.is_some_and(|entry| entry.confirmed);
-        if found != wanted || record.message_id != kept.id.map(id_text) || confirmed != kept.confirmed {
-            return Some(format!("record {record:?}, confirmed: {confirmed}, is not {kept:?}"));
+        let origins = keeper.store.as_ref().map(|store| &store.index.origins);
+        let is_present = origins.is_some_and(|origins| origins.is_present(record.number.0));
+        let is_right = confirmed == kept.confirmed && is_present == (kept.origin == model.origin);
+        if found != wanted || record.message_id != kept.id.map(id_text) || !is_right {
+            return Some(format!(
+                "record {record:?}, confirmed: {confirmed}, of the present origin: {is_present}, is not {kept:?}"
+            ));
         }
     }
     let unfinished: Vec<_> =
@@ -221,7 +226,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => pick().prop_map(Step::Confirmed),
         3 => (pick(), any::<bool>()).prop_map(|(pick, retry)| Step::Start { pick, retry }),
         1 => (pick(), any::<bool>()).prop_map(|(pick, made)| Step::Again { pick, made }),
-        1 => pick().prop_map(Step::OnlyHere),
+        1 => (0u8..3).prop_map(Step::Origin),
         4 => (pick(), kind(), any::<bool>(), any::<bool>())
             .prop_map(|(pick, kind, abandoned, report)| Step::End { pick, kind, abandoned, report }),
         1 => (0u8..4).prop_map(Step::PinsOn),

@@ -28,7 +28,8 @@ fn shown(keeper: &mut InboxKeeper<Disk>) -> String {
         text += &format!("{answers:?}\n");
     }
     let opened = keeper.opened().expect("it is open");
-    text + &format!("{:?} {:?}", opened.pins_on, opened.counts)
+    let origins = keeper.store.as_ref().map(|store| &store.index.origins);
+    text + &format!("{:?} {:?} {origins:?}", opened.pins_on, opened.counts)
 }
 
 /// An inbox of which more than half is dead, with some of everything alive.
@@ -36,8 +37,11 @@ fn due(seed: u64) -> (InboxKeeper<Disk>, Disk) {
     let disk = Disk::new(seed);
     let mut keeper = keeper(&disk);
     let pins = std::collections::BTreeMap::from([("relay".to_owned(), SystemTime::UNIX_EPOCH)]);
-    keeper.write(&[Op::PinsOn(pins)]).expect("written");
+    keeper.write(&[Op::PinsOn(pins), Op::Origin("a/d".into())]).expect("written");
     for at in 1..=60 {
+        if at == 30 {
+            keeper.write(&[Op::Origin("b/d".into())]).expect("written");
+        }
         let body = "x".repeat(500);
         let accept = arrival(at, message(Some(&format!("m-{at}")), &body), Intent::Wait);
         keeper.write(&[accept]).expect("written");

@@ -194,7 +194,8 @@ impl AmqpReader {
         let receipt = Receipt::of_message(self.settlements.clone(), arrival);
         links.unsettled.insert(arrival, info);
         let (connection, arrived) = (self.dial.number, Instant::now());
-        let delivery = Delivery { message, connection, redelivered: false, sequence, arrived, receipt };
+        let (origin, redelivered) = (Some(self.dial.origin.clone()), false);
+        let delivery = Delivery { message, origin, connection, redelivered, sequence, arrived, receipt };
         match room {
             Some(permit) => {
                 permit.send(delivery);

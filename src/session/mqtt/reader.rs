@@ -125,7 +125,9 @@ impl MqttReader {
         let Dial { device_id, module_id, .. } = &self.wire.dial;
         let message = topics::message(device_id, module_id.as_deref(), &publish.topic, publish.payload);
         let (connection, redelivered, arrived) = (self.wire.dial.number, publish.dup, Instant::now());
-        let delivery = Delivery { message, connection, redelivered, sequence: None, arrived, receipt };
+        let origin = Some(self.wire.dial.origin.clone());
+        let delivery =
+            Delivery { message, origin, connection, redelivered, sequence: None, arrived, receipt };
         match self.arrivals.deliveries.try_send(delivery) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(delivery)) => {
