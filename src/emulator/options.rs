@@ -60,7 +60,7 @@ pub struct Options {
     pub faults: Vec<FaultOrder>,
     /// How the clock is set at the start; `None` means the real time.
     pub clock: Option<ClockSetting>,
-    /// Whether policies and devices use [`WELL_KNOWN_KEYS`]. Only allowed on loopback.
+    /// Whether policies and devices use [`super::WELL_KNOWN_KEYS`]. Only allowed on loopback.
     pub well_known_keys: bool,
     /// The provisioning service, if there is one.
     pub provisioning: Option<ProvisioningSettings>,

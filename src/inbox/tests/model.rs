@@ -304,7 +304,11 @@ impl Model {
         let in_vain = |kept: &Kept| !equal(kept) && kept.outcome.is_some_and(OutcomeKind::may_come_to_be_run);
         let known = if by_id {
             let mut same_id = self.records.iter().rev().filter(|(_, kept)| kept.id == id && !kept.repeated);
-            same_id.next().filter(|(_, kept)| !in_vain(kept)).map(|(number, _)| *number)
+            match same_id.next() {
+                Some((number, kept)) => (!in_vain(kept)).then_some(*number),
+                // The note of a repeated id may have pushed out the record that has the id.
+                None => self.records.iter().rev().find(|(_, kept)| equal(kept)).map(|(number, _)| *number),
+            }
         } else {
             same(&numbered)
                 .or_else(|| same(&|kept| may_be(kept) && at_the_hub(kept)))

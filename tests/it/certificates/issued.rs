@@ -101,6 +101,10 @@ fn renews_while_messages_flow(transport: &str, times: usize) {
         assert!(sent < 2000 && agent.is_running(), "{}", agent.stderr.text());
         sent += 1;
         enrolled.send(&format!("m-{sent}"));
+        // The queue of a device has room for 50.
+        if sent % 20 == 0 {
+            enrolled.done(&format!("m-{sent}\n"));
+        }
     }
     enrolled.send("last");
     let done = enrolled.done("last");

@@ -206,6 +206,15 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("reject", |it| it.hub.reject("dev1", it.locked.lock, NOW).expect("locked")),
     ("abandon", |it| it.hub.abandon("dev1", it.locked.lock, NOW).expect("locked")),
     ("touch", |it| it.hub.touch("dev2", after(1))),
+    ("request_certificate", |it| request_certificate(it)),
+    ("next_certificate_answer", |it| {
+        request_certificate(it);
+        it.hub.next_certificate_answer("dev1", it.connection, NOW);
+    }),
+    ("certificate_taken", |it| {
+        request_certificate(it);
+        it.hub.certificate_taken("dev1", "rid-1");
+    }),
     ("note_change", |it| it.hub.note_change()),
     ("record_event", |it| (0..150).for_each(|_| event(&mut it.hub, "dev2"))),
     ("record_event", |it| (0..150).for_each(|_| event(&mut it.hub, "dev1"))),
@@ -237,6 +246,12 @@ const OPERATIONS: &[(&str, Operation)] = &[
     }),
     ("next_desired_change", |it| drop(it.hub.next_desired_change("dev1", it.connection))),
 ];
+
+fn request_certificate(it: &mut Rich) {
+    let body = br#"{"id":"dev1","csr":"MIIB"}"#;
+    let sign = |csr: &str, _: &str| Ok(vec![csr.to_owned()]);
+    it.hub.request_certificate("dev1", "rid-1", body, (&sign, "t-1"), NOW);
+}
 
 /// The names of the public methods of the hub that may change it.
 fn names_in_source() -> std::collections::BTreeSet<String> {
