@@ -162,8 +162,7 @@ impl Pins {
 
     /// The agent is running.
     pub(super) fn alive(&self) {
-        // This can only delay what is due, so there is no need to wake the guard.
-        self.shared.look(|bank| bank.alive(Instant::now()));
+        self.shared.change_quietly(|bank| bank.alive(Instant::now()));
     }
 
     /// When [`Pins::alive`] must be called again.

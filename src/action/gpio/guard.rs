@@ -87,11 +87,22 @@ impl SharedPins {
         let mut held = self.lock();
         let made = make(&mut held.bank);
         self.tell(&mut held.bank);
-        let sooner = held.bank.next().is_some_and(|next| held.wakes.is_none_or(|wakes| next < wakes));
-        if sooner {
+        self.wake_if_sooner(&held);
+        made
+    }
+
+    /// Makes a change that moves no pin.
+    pub(super) fn change_quietly(&self, make: impl FnOnce(&mut Bank)) {
+        let mut held = self.lock();
+        make(&mut held.bank);
+        self.wake_if_sooner(&held);
+    }
+
+    fn wake_if_sooner(&self, held: &GuardedPins) {
+        let is_sooner = |next| held.wakes.is_none_or(|wakes| next < wakes);
+        if held.bank.next().is_some_and(is_sooner) {
             self.wake();
         }
-        made
     }
 
     /// Puts every pin into its `on_exit` state.

@@ -78,6 +78,8 @@ async fn held_up_before_the_hub_is_lost() -> Result<(), String> {
         started(&settings(&[("pump", PinSettings { on_disconnect, ..pin(None, OnExit::Keep) })]));
     let begin = Instant::now();
     change(&pins, PinChange::Set(ON)).await;
+    // The guard waits, and nothing is due yet: the first sign of life must wake it.
+    sleep(50 * MS).await;
     // The agent runs for longer than that, and nothing happens.
     for _ in 0..10 {
         pins.alive();
