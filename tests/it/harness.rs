@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 #[allow(unused_imports)] // Not every feature set uses both.
-pub(crate) use crate::machine::{is_root_or_skips, own_address};
+pub(crate) use crate::machine::{is_root_or_skips, lasting_port, own_address};
 
 /// How long any step may take before a test fails. The time is long, because many tests may share two cores.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -283,9 +283,11 @@ impl Emulator {
     pub(crate) fn start_in(state: &Path, mqtt_port: &str, amqp_port: &str, arguments: &[&str]) -> Self {
         let mut command = binary();
         command.arg("emulator").arg("--state-dir").arg(state);
-        command.args(["--mqtt-port", mqtt_port, "--amqp-port", amqp_port, "--feedback-interval", "100ms"]);
+        let port = |asked: &str| if asked == "0" { lasting_port().to_string() } else { asked.to_owned() };
+        command.args(["--mqtt-port", &port(mqtt_port), "--amqp-port", &port(amqp_port)]);
+        command.args(["--feedback-interval", "100ms"]);
         if !arguments.contains(&"--https-port") {
-            command.args(["--https-port", "0"]);
+            command.args(["--https-port", &port("0")]);
         }
         let process = Process::spawn(command.args(arguments));
         let ready = process.wait_stdout("ready ");

@@ -1,8 +1,8 @@
 //! Facts about the machine that runs the tests: its user, its addresses.
 #![allow(dead_code)] // Not every feature set uses every part.
 
-use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use crate::harness::skip;
 
@@ -20,4 +20,17 @@ pub(crate) fn own_address() -> Ipv4Addr {
     static USED: AtomicU8 = AtomicU8::new(0);
     let [.., high, low] = std::process::id().to_be_bytes();
     Ipv4Addr::new(127, high | 0x80, low, 1 + USED.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A free port below the range from which the system gives clients theirs: nobody takes it while its server restarts.
+pub(crate) fn lasting_port() -> u16 {
+    const RANGE: std::ops::Range<u32> = 10_000..30_000;
+    static USED: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = std::process::id().wrapping_mul(199).wrapping_add(USED.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(RANGE.start + step % (RANGE.end - RANGE.start)).expect("a port");
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
 }

@@ -212,7 +212,10 @@ pub(crate) fn message(id: &str, action: &str) -> OutgoingMessage {
 }
 
 fn start(state: &Path, door: Door, [mqtt, amqp, https]: [&str; 3]) -> Emulator {
-    let mut arguments = vec!["--device", DEVICE, "--log-level", "debug", "--https-port", https];
+    let mut arguments = vec!["--device", DEVICE, "--log-level", "debug"];
+    if https != "0" {
+        arguments.extend(["--https-port", https]);
+    }
     let socket = state.with_file_name("workload.sock");
     if door != Door::C2d {
         let socket = socket.to_str().expect("UTF-8");
