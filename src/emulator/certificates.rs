@@ -101,15 +101,19 @@ impl DeviceIssuer {
         let mut request = CertificateSigningRequestParams::from_der(&der.into())
             .map_err(|error| format!("csr is not a certificate request: {error}"))?;
         let names = &request.params.distinguished_name;
+        // Exactly: the hub has devices whose ids differ in capitals only.
         let is_own = names.get(&DnType::CommonName).is_some_and(|name| match name {
-            DnValue::Utf8String(name) => name.eq_ignore_ascii_case(id),
-            DnValue::PrintableString(name) => name.as_str().eq_ignore_ascii_case(id),
-            DnValue::Ia5String(name) => name.as_str().eq_ignore_ascii_case(id),
+            DnValue::Utf8String(name) => name == id,
+            DnValue::PrintableString(name) => name.as_str() == id,
+            DnValue::Ia5String(name) => name.as_str() == id,
             _ => false,
         });
         if !is_own {
             return Err(format!("the common name of csr is not {id}"));
         }
+        // What a request asks for beside a name and a key is not granted: above all not to be an authority itself.
+        request.params.is_ca = IsCa::ExplicitNoCa;
+        request.params.subject_alt_names.clear();
         request.params.not_before = now.into();
         request.params.not_after = (now + self.lifetime).into();
         request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

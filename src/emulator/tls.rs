@@ -63,6 +63,14 @@ impl ShownChain {
         self.0.first().map_or(&[], |leaf| leaf.as_ref())
     }
 
+    /// Whether the client's own certificate is valid at `now`.
+    pub(super) fn is_valid_at(&self, now: SystemTime) -> bool {
+        let Ok((_, read)) = X509Certificate::from_der(self.leaf()) else { return false };
+        let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = i64::try_from(seconds).ok().and_then(|seconds| ASN1Time::from_timestamp(seconds).ok());
+        now.is_some_and(|now| read.validity().is_valid_at(now))
+    }
+
     /// The common name in the client's own certificate.
     pub(super) fn common_name(&self) -> Option<String> {
         common_name(self.leaf())

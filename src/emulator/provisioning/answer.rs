@@ -143,7 +143,7 @@ impl DpsRefusal {
         Self { retry_after: Some(RETRY_AFTER), ..Self::new(500, 500_001, "Internal server error.", reason) }
     }
 
-    /// The answer with this error. The client may name `tracking_id` to whoever has the log.
+    /// The answer with this error. A user finds it in the log by `tracking_id`.
     pub(in crate::emulator) fn answer(&self, tracking_id: uuid::Uuid, now: SystemTime) -> DpsAnswer {
         let body = json!({
             "errorCode": self.code,

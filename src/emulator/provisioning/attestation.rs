@@ -80,6 +80,9 @@ impl Attestation {
                         if !known.iter().any(|own| own.as_ref() == shown.leaf()) {
                             return Err("the client certificate is not the enrolled one".to_owned());
                         }
+                        if !shown.is_valid_at(now) {
+                            return Err("the client certificate is not valid yet, or not any more".to_owned());
+                        }
                         let mut own = known.iter().map(|own| Thumbprint::of(own).to_hex());
                         let primary = own.next().unwrap_or_default();
                         Ok(DeviceCredential::Thumbprints { primary, secondary: own.next() })

@@ -200,6 +200,17 @@ impl ProvisioningBook {
             return Ok(Decision::End(Ending::Disabled));
         }
         let before = self.registration(&id).cloned();
+        // The key of one group must not take the device of another one.
+        let held_by = before.as_ref().and_then(|before| before.group.as_ref());
+        let is_other = |group: &&String| {
+            enrolment.kind == EnrolmentKind::Group
+                && **group != enrolment.id
+                && self.enrolment(EnrolmentKind::Group, group).is_some()
+        };
+        if let Some(group) = held_by.filter(is_other) {
+            let reason = format!("it is registered by the group \"{group}\", and asks with another one");
+            return Err(DpsRefusal::unauthorized(reason));
+        }
         if before.is_none() && self.registrations.len() >= MAX_REGISTRATIONS {
             let reason = format!("there are {MAX_REGISTRATIONS} registrations, which is the most");
             return Err(DpsRefusal::full(reason));
@@ -207,10 +218,21 @@ impl ProvisioningBook {
         let Some(hub) = self.allocate(&enrolment, &id, before.as_ref(), hubs) else {
             return Ok(Decision::End(Ending::Failed(400_208, failure(400_208).to_owned())));
         };
-        let registration_id = before.as_ref().map_or(id, |before| before.registration_id.clone());
+        let registration_id =
+            before.as_ref().map_or_else(|| id.clone(), |before| before.registration_id.clone());
         let device_id = enrolment.device_id.clone().unwrap_or_else(|| registration_id.clone());
         let leaves = before.as_ref().map(|before| (before.hub.clone(), before.device_id.clone()));
-        let leaves = leaves.filter(|left| *left != (hub.clone(), device_id.clone()));
+        let leaves =
+            leaves.filter(|(left, left_id)| !left.eq_ignore_ascii_case(&hub) || *left_id != device_id);
+        let is_owner = |own: &&RegistrationRecord| {
+            own.device_id == device_id
+                && own.hub.eq_ignore_ascii_case(&hub)
+                && own.registration_id != registration_id
+        };
+        if let Some(owner) = self.registrations.values().find(is_owner) {
+            let reason = format!("the device \"{device_id}\" of {hub} is that of {}", owner.registration_id);
+            return Err(DpsRefusal::exists(reason));
+        }
         let substatus = match (&before, &leaves) {
             (None, _) => Substatus::InitialAssignment,
             (Some(before), None) => before.substatus,

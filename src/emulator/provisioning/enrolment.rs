@@ -20,6 +20,7 @@ use super::allocation::AllocationPolicy;
 use super::attestation::{Attestation, EnrolmentKind};
 use super::claim::is_registration_id;
 use crate::credentials::{SharedAccessKey, check_device_id};
+use crate::emulator::hubs::MAX_HUBS;
 use crate::emulator::registry::{KeyPair, Thumbprint};
 use crate::emulator::tls::{DeviceAuthority, described};
 use crate::message::{excerpt, format_time, parse_time};
@@ -197,6 +198,14 @@ impl EnrolmentBody {
                 (policy.update_hub_assignment.unwrap_or(true), policy.migrate_device_data.unwrap_or(true))
             }
         };
+        let mut hubs = named.map_or_else(|| self.iot_hubs.unwrap_or_default(), |name| vec![name]);
+        if hubs.len() > MAX_HUBS {
+            return Err(format!(
+                "iotHubs has {} names, but an emulator has at most {MAX_HUBS} hubs",
+                hubs.len()
+            ));
+        }
+        hubs.dedup_by(|one, before| one.eq_ignore_ascii_case(before));
         let time = |text: Option<String>| text.as_deref().and_then(parse_time);
         let stored = self.echoes_payload;
         Ok(EnrolmentRecord {
@@ -205,7 +214,7 @@ impl EnrolmentBody {
             attestation,
             enabled,
             device_id: self.device_id.filter(|_| kind == EnrolmentKind::Individual),
-            hubs: named.map_or_else(|| self.iot_hubs.unwrap_or_default(), |name| vec![name]),
+            hubs,
             allocation,
             moves,
             migrates,

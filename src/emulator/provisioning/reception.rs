@@ -42,7 +42,7 @@ impl Reception {
 
     /// The same for one connection.
     pub(in crate::emulator) fn of(&self, connection: &rustls::ServerConnection) -> Self {
-        // Without a service nobody asks for the chain.
+        // Without a service the chain is not needed.
         let shown = self.desk.as_ref().and_then(|_| ShownChain::of(connection));
         Self { shown, ..self.clone() }
     }

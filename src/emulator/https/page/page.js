@@ -219,7 +219,7 @@ function provisioning(service) {
     clock(r.lastUpdatedDateTimeUtc)]);
   return [make("p", {}, "ID scope ", make("code", {}, service.idScope), ...faults),
     make("h4", {}, "Enrolments"),
-    enrolments.length === 0 ? none("Nobody is enrolled.") : table(["Id", "Kind", "Allocation", "Status"], enrolments),
+    enrolments.length === 0 ? none("There is no enrolment.") : table(["Id", "Kind", "Allocation", "Status"], enrolments),
     ...left(service.enrolmentsLeftOut, "enrolments"),
     make("h4", {}, "Registrations"),
     registrations.length === 0 ? none("No device has registered.") : table(["Registration id", "Group", "Hub", "Device", "At"], registrations),
