@@ -271,7 +271,10 @@ impl Agent {
         let (reports, in_hand) = (desk.reports.wake(), desk.in_hand.wake());
         let (watchdog, sign) = (desk.watch.supervision.wake(), desk.machine.actions.next_sign());
         let certificates = desk.certificates.wake().filter(|_| !self.assigning.is_busy());
-        [certificates, reports, in_hand, twin, watchdog, sign, requests.wake()].into_iter().flatten().min()
+        [certificates, self.assigning.wake(), reports, in_hand, twin, watchdog, sign, requests.wake()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn time_passed(&mut self) {
@@ -285,6 +288,9 @@ impl Agent {
         }
         if over(desk.certificates.wake()) && !assigning.is_busy() && !desk.in_hand.stopping {
             renewing::look(desk, assigning);
+        }
+        if over(assigning.wake()) && !desk.in_hand.stopping {
+            assigning.look();
         }
         if over(desk.in_hand.held_look) {
             recovery::look_at_held(desk);

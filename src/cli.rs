@@ -288,12 +288,11 @@ fn tell(line: impl std::fmt::Display) {
     drop(writeln!(std::io::stderr(), "{line}"));
 }
 
-/// Refuses a connection string where `option` expects a file name: an error about that file would repeat the secret.
+/// Refuses a secret where `option` expects a file name: an error about that file would repeat it.
 fn check_is_no_secret(option: &str, path: &std::path::Path) -> Result<(), anyhow::Error> {
-    let is_secret = path.to_string_lossy().to_ascii_lowercase().contains("sharedaccess");
     anyhow::ensure!(
-        !is_secret,
-        "{option} has the connection string itself, and every user of this machine can read arguments: write it to a file and \
+        !crate::config::holds_a_secret(&path.to_string_lossy()),
+        "{option} has the secret itself, and every user of this machine can read arguments: write it to a file and \
          name that"
     );
     Ok(())

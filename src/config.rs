@@ -58,6 +58,7 @@ pub use identities::Identities;
 pub(crate) use inbox::RECORD_BYTES;
 pub use report::Report;
 pub(crate) use report::counted;
+pub(crate) use report::holds_a_secret;
 pub use rule::TwinRule;
 pub use rule_tests::{RuleTest, read_tests};
 pub use settings::{
@@ -357,6 +358,14 @@ fn read_rules(
 }
 
 impl Inspection {
+    /// Leaves only what the user who runs this has kept of the enrolment: see [`Provisioning`].
+    fn keep_own_files(&mut self) {
+        let Some((provisioning, inbox)) = self.provisioning.take().zip(self.inbox.as_ref()) else { return };
+        let provisioning = provisioning.of_own_files(&inbox.path, &mut self.report);
+        self.identity = Some(provisioning.identity(self.transport));
+        self.provisioning = Some(provisioning);
+    }
+
     /// Who signs in, as far as that could be read.
     pub fn identities(&self) -> Option<Identities> {
         Identities::of(self.identity.clone(), self.module.clone())

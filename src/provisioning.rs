@@ -121,7 +121,7 @@ impl Enrolment {
 }
 
 /// The key of one device in an enrolment group with symmetric keys: HMAC-SHA256 of the registration id under the key of
-/// the group. Whoever has the group's key can be any device, so it must never be on a device.
+/// the group. A machine with the group's key can be any device, so the key must never be on a device.
 pub fn derive_key(group: &SharedAccessKey, registration_id: &str) -> SharedAccessKey {
     SharedAccessKey::from_bytes(group.digest(registration_id.as_bytes()))
 }

@@ -289,11 +289,11 @@ pub(crate) fn open_plain(path: &Path, access: OFlags) -> io::Result<File> {
 }
 
 /// The text of a file that this program keeps; `None` if there is none. A file that other users can change is not read.
-/// If root runs this, the owner of the file's directory may own it, too.
+/// Apart from root and the user who runs this, `owner` may own it.
 ///
 /// # Errors
 /// Why it does not count, without its name.
-pub(crate) fn read_own(path: &Path, limit: u64) -> Result<Option<String>, String> {
+pub(crate) fn read_own(path: &Path, limit: u64, owner: Option<u32>) -> Result<Option<String>, String> {
     let opened = match open_plain(path, OFlags::RDONLY) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.and_then(|opened| Ok((opened.metadata()?, opened))),
@@ -302,7 +302,6 @@ pub(crate) fn read_own(path: &Path, limit: u64) -> Result<Option<String>, String
     if !metadata.is_file() {
         return Err("it is not a regular file: remove it".to_owned());
     }
-    let owner = owner_for_root(path);
     let foreign = foreign_in(path, &metadata);
     if let Some(foreign) = foreign.filter(|foreign| foreign.owner().is_none() || foreign.owner() != owner) {
         return Err(format!("it {}: remove it, or {}", foreign.what(), foreign.remedy()));

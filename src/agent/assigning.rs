@@ -8,13 +8,14 @@
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::config::{Config, Provisioning};
 use crate::credentials::DeviceAuth;
-use crate::provisioning::Assignment;
+use crate::provisioning::{Assignment, Enrolment};
 use crate::tls::TlsError;
 
 use super::desk::Desk;
@@ -23,6 +24,8 @@ use super::sessions::RoleTerms;
 
 /// The most steps that wait. More than one is rare: each follows from something that the session reports.
 const MOST_WAITING: usize = 8;
+/// The time between two attempts to keep an assignment.
+const KEEP_AGAIN: Duration = Duration::from_secs(60);
 
 /// The steps that are being taken.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub(super) struct Assigning {
     wanted: VecDeque<EnrolmentStep>,
     /// The files of the pair as they were when they could last be used.
     files: Option<FileStamps>,
+    /// When to try again to keep the assignment.
+    keep_again: Option<Instant>,
     under_way: Option<JoinHandle<Reassigned>>,
 }
 
@@ -38,14 +43,16 @@ pub(super) struct Assigning {
 #[derive(Debug)]
 pub(super) enum EnrolmentStep {
     /// The service has assigned a hub, and may have issued a certificate.
-    Assigned(Assignment),
+    Assigned { enrolment: Box<Enrolment>, assignment: Box<Assignment> },
+    /// The assignment could not be kept before: its disk was full.
+    KeepAgain,
     /// The hub has issued this chain, in base64 of DER.
     Issued(Vec<String>),
     /// The next pair has signed in: it becomes the current one, and there is a key for the one after it.
     TakeUp,
     /// There is a new key, in place of the next pair if that was refused.
     NewKey,
-    /// Somebody else may have written the files of the pair.
+    /// Another program may have written the files of the pair.
     LookAtFiles,
 }
 
@@ -68,7 +75,8 @@ type FileStamps = [(u64, u64, i64, i64); 2];
 impl Assigning {
     /// Call it before the files of `config` are read: a later change is seen then.
     pub(super) fn new(config: &Config, clock: fn() -> SystemTime) -> Self {
-        Self { clock, wanted: VecDeque::new(), files: stamps(config), under_way: None }
+        let (wanted, files) = (VecDeque::new(), stamps(config));
+        Self { clock, wanted, files, keep_again: None, under_way: None }
     }
 
     /// Takes a step after those that wait.
@@ -83,6 +91,17 @@ impl Assigning {
     /// Whether there is a step to take. Meanwhile the configuration must not change.
     pub(super) fn is_busy(&self) -> bool {
         !self.wanted.is_empty() || self.under_way.is_some()
+    }
+
+    /// When to call [`Self::look`] next.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.keep_again.filter(|_| !self.is_busy())
+    }
+
+    /// Keeps an assignment that could not be kept before.
+    pub(super) fn look(&mut self) {
+        self.keep_again = None;
+        self.want(EnrolmentStep::KeepAgain);
     }
 
     /// Takes a step for the device of `config`, in a thread of its own, and waits until it is done. Without one, it
@@ -102,6 +121,9 @@ impl Assigning {
                 if matches!(reassigned.terms, Some(Ok(_))) {
                     self.files = reassigned.files;
                 }
+                let is_kept = reassigned.provisioning.as_ref().is_none_or(|enrolled| enrolled.is_kept);
+                let again = self.keep_again.unwrap_or_else(|| Instant::now() + KEEP_AGAIN);
+                self.keep_again = (!is_kept).then_some(again);
                 reassigned
             }
             Err(error) => unreachable!("a panic ends the process, and nothing aborts this task: {error}"),
@@ -116,23 +138,37 @@ fn take(
     before: Option<FileStamps>,
     clock: fn() -> SystemTime,
 ) -> Reassigned {
+    if let EnrolmentStep::Assigned { enrolment, .. } = &step
+        && config.provisioning.as_ref().is_none_or(|own| !own.enrolment.is_registered_as(enrolment))
+    {
+        let id = &enrolment.registration_id;
+        let trouble =
+            format!("an assignment came for {id}, which the configuration no longer names: it is not used");
+        let (trouble, provisioning) = (Some(trouble), config.provisioning);
+        return Reassigned {
+            step: EnrolmentStep::LookAtFiles,
+            trouble,
+            provisioning,
+            terms: None,
+            files: before,
+        };
+    }
     let mut trouble = None;
     if let Some(mut provisioning) = config.provisioning.take() {
         let done = match &step {
-            EnrolmentStep::Assigned(assignment) => {
+            EnrolmentStep::Assigned { assignment, .. } => {
                 let at = clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
                 let issued = assignment.issued.clone();
-                provisioning.assign(assignment.clone(), at);
+                provisioning.assign(Assignment::clone(assignment), at);
                 let kept = provisioning.write().map_err(|reason| {
-                    format!(
-                        "the assignment is used, but not kept: the next start asks for it again: {reason}"
-                    )
+                    format!("the assignment is used, but not kept yet; the agent goes on trying: {reason}")
                 });
                 kept.and(if issued.is_empty() { Ok(()) } else { provisioning.issued(&issued) })
             }
             EnrolmentStep::Issued(chain) => provisioning.issued(chain),
             EnrolmentStep::TakeUp => provisioning.take_up().and_then(|()| provisioning.prepare()),
             EnrolmentStep::NewKey => provisioning.begin(),
+            EnrolmentStep::KeepAgain => provisioning.write(),
             EnrolmentStep::LookAtFiles => Ok(()),
         };
         trouble = done.err();
@@ -140,7 +176,11 @@ fn take(
     }
     // Taken before the files are read: see `new`.
     let files = stamps(&config);
-    let is_same = matches!(step, EnrolmentStep::LookAtFiles) && files == before;
+    let is_same = match step {
+        EnrolmentStep::KeepAgain => true,
+        EnrolmentStep::LookAtFiles => files == before,
+        _ => false,
+    };
     let terms = (!is_same).then(|| RoleTerms::read(&config, clock));
     Reassigned { step, trouble, terms, files, provisioning: config.provisioning }
 }
@@ -157,6 +197,17 @@ fn stamps(config: &Config) -> Option<FileStamps> {
     Some([stamp(certificate)?, stamp(private_key)?])
 }
 
+/// An assignment that could not be kept before is on disk, or still is not.
+pub(super) fn kept_again(desk: &mut Desk, reassigned: Reassigned) {
+    match (reassigned.trouble, reassigned.provisioning) {
+        (None, Some(provisioning)) => {
+            tracing::info!("the assignment is kept now");
+            desk.rules.reassign(provisioning);
+        }
+        (trouble, _) => tracing::debug!(trouble, "the assignment is still not kept"),
+    }
+}
+
 /// Moves the session to the assigned hub, or has it sign in with the pair that was issued.
 pub(super) fn moved(desk: &mut Desk, reassigned: Reassigned) {
     let Reassigned { step, provisioning, trouble, terms, .. } = reassigned;
@@ -170,14 +221,15 @@ pub(super) fn moved(desk: &mut Desk, reassigned: Reassigned) {
             return tracing::error!(%error, "the device cannot sign in with what it was given");
         }
     };
-    if let EnrolmentStep::Assigned(Assignment { hub, device_id, .. }) = &step {
+    if let EnrolmentStep::Assigned { assignment, .. } = &step {
+        let Assignment { hub, device_id, .. } = &**assignment;
         tracing::info!(%hub, device_id, "assigned by the provisioning service");
     }
     if let Some(provisioning) = provisioning {
         desk.rules.reassign(provisioning);
     }
     match &step {
-        EnrolmentStep::Assigned(assignment) if !assignment.issued.is_empty() => {
+        EnrolmentStep::Assigned { assignment, .. } if !assignment.issued.is_empty() => {
             desk.sessions.go_on_with(terms)
         }
         _ => drop(desk.sessions.change(terms)),

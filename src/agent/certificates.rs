@@ -26,7 +26,7 @@ const FILE_LOOK: Duration = Duration::from_secs(15);
 const UNFIT_LOOK: Duration = Duration::from_secs(2);
 /// How long a half-written pair is waited for before the log has it.
 const UNFIT_FOR: Duration = Duration::from_secs(60);
-/// How often the hub is asked in vain, until the provisioning service is.
+/// After so many questions without success, the provisioning service is asked in place of the hub.
 const MOST_AT_HUB: u32 = 3;
 /// How long an answer of the hub is waited for, as in Microsoft's C SDK, and at most a tenth of the certificate's life.
 /// Source: wire reference 12.6.
@@ -44,7 +44,7 @@ pub(super) struct Certificates {
     /// When it is renewed, if the service issues it.
     renewal: Option<SystemTime>,
     attempts: Attempts,
-    /// The files of somebody else's pair, if the device signs in with one.
+    /// The files of a pair that another program renews, if the device signs in with one.
     files: Option<FileLook>,
     warned: Option<Instant>,
     look_at: Option<Instant>,
@@ -93,13 +93,14 @@ pub(super) enum CertificateWish {
 /// Whom the next certificate can be asked of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Issuer {
-    Nobody,
+    /// Neither can be asked now.
+    Unavailable,
     Hub,
     Service,
 }
 
 impl Certificates {
-    /// `certificate`: the one to sign in with. `has_files`: whether somebody else renews it, by writing its files.
+    /// `certificate`: the one to sign in with. `has_files`: whether another program renews it, by writing its files.
     pub(super) fn configured(&mut self, certificate: Option<CertificateFacts>, has_files: bool) {
         let now = Instant::now();
         self.files = has_files.then_some(FileLook { at: now + FILE_LOOK, unfit_since: None, told: false });
@@ -151,7 +152,7 @@ impl Certificates {
         let wish = match next {
             NextState::Absent if may_try => Some(CertificateWish::MakeKey),
             NextState::Asked if may_try && is_due => match issuer {
-                Issuer::Nobody => None,
+                Issuer::Unavailable => None,
                 Issuer::Hub if self.attempts.failed < MOST_AT_HUB => {
                     Some(CertificateWish::AskHub { replaces: self.attempts.replaces })
                 }
@@ -309,7 +310,7 @@ mod tests {
         let mut over_amqp = in_use();
         let wish = over_amqp.look(Instant::now(), time(1900), NextState::Asked, Issuer::Service);
         assert_eq!(wish, Some(CertificateWish::AskService));
-        assert_eq!(in_use().look(Instant::now(), time(1900), NextState::Asked, Issuer::Nobody), None);
+        assert_eq!(in_use().look(Instant::now(), time(1900), NextState::Asked, Issuer::Unavailable), None);
         assert_eq!(in_use().look(Instant::now(), time(1900), NextState::Issued, Issuer::Hub), None);
     }
 
@@ -329,14 +330,14 @@ mod tests {
         let mut it = in_use();
         for seconds in [0, 1000, 1799, 1799, 1999, 5000] {
             for next in [NextState::Unwanted, NextState::Absent, NextState::Asked, NextState::Issued] {
-                it.look(Instant::now(), time(seconds), next, Issuer::Nobody);
+                it.look(Instant::now(), time(seconds), next, Issuer::Unavailable);
                 let wait = it.wake().expect("a look") - Instant::now();
                 assert!(!wait.is_zero() && wait <= LOOK, "{wait:?} at {seconds}, {next:?}");
             }
         }
         let mut none = Certificates::default();
         none.configured(None, false);
-        assert_eq!(none.look(Instant::now(), time(0), NextState::Unwanted, Issuer::Nobody), None);
+        assert_eq!(none.look(Instant::now(), time(0), NextState::Unwanted, Issuer::Unavailable), None);
         assert_eq!(none.wake(), None, "nothing to look at");
     }
 
@@ -363,8 +364,9 @@ mod tests {
         let mut it = Certificates::default();
         it.configured(Some(facts(1)), true);
         tokio::time::advance(FILE_LOOK).await;
-        let look =
-            |it: &mut Certificates| it.look(Instant::now(), time(1100), NextState::Unwanted, Issuer::Nobody);
+        let look = |it: &mut Certificates| {
+            it.look(Instant::now(), time(1100), NextState::Unwanted, Issuer::Unavailable)
+        };
         assert_eq!(look(&mut it), Some(CertificateWish::LookAtFiles));
         let mut told = 0;
         for _look in 0..60 {

@@ -67,7 +67,9 @@ pub(super) fn happened(
             renewing::refused(desk, assigning, certificate, goes_back, &reason);
         }
         Event::CertificateAnswer(answer) => renewing::answered(desk, assigning, &answer),
-        Event::Assigned(assignment) => assigning.want(EnrolmentStep::Assigned(*assignment)),
+        Event::Assigned { enrolment, assignment } => {
+            assigning.want(EnrolmentStep::Assigned { enrolment, assignment });
+        }
         Event::Disconnected { reason } => {
             if let Some(view) = desk.watch.board.connection(role) {
                 view.disconnected(now, &reason);

@@ -41,7 +41,7 @@ pub(super) fn look(desk: &mut Desk, assigning: &mut Assigning) {
                 Issuer::Service
             }
         }
-        _ => Issuer::Nobody,
+        _ => Issuer::Unavailable,
     };
     let next = match pairs(config).map(|pairs| &pairs.next) {
         None => NextState::Unwanted,
@@ -162,6 +162,7 @@ pub(super) fn published(desk: &mut Desk, result: &Result<(), PublishError>) {
 pub(super) fn done(desk: &mut Desk, reassigned: Reassigned) {
     match &reassigned.step {
         EnrolmentStep::LookAtFiles => return looked(desk, reassigned),
+        EnrolmentStep::KeepAgain => return assigning::kept_again(desk, reassigned),
         EnrolmentStep::Issued(_) | EnrolmentStep::NewKey if reassigned.trouble.is_some() => {
             desk.certificates.failed(false);
         }
@@ -172,6 +173,9 @@ pub(super) fn done(desk: &mut Desk, reassigned: Reassigned) {
 
 /// The files of the pair were read.
 fn looked(desk: &mut Desk, reassigned: Reassigned) {
+    if let Some(reason) = reassigned.trouble {
+        tracing::warn!("{reason}");
+    }
     match reassigned.terms {
         Some(Ok(terms)) => {
             desk.certificates.fit();
@@ -186,7 +190,7 @@ fn looked(desk: &mut Desk, reassigned: Reassigned) {
     }
 }
 
-/// The files of a pair that somebody else renews, if the device signs in with one.
+/// The files of a pair that another program renews, if the device signs in with one.
 fn pair_of_another(config: &Config) -> Option<&DeviceAuth> {
     let auth = &config.identities.device()?.auth;
     let issued = pairs(config).and_then(IssuedPairs::file);

@@ -80,7 +80,7 @@ pub(crate) struct CertificateStatus {
     pub(crate) valid_from: SystemTime,
     #[serde(with = "rfc3339")]
     pub(crate) valid_until: SystemTime,
-    /// When the agent renews it. None if somebody else does.
+    /// When the agent renews it. None if another program does.
     #[serde(default, with = "optional_rfc3339", skip_serializing_if = "Option::is_none")]
     pub(crate) renewal: Option<SystemTime>,
 }

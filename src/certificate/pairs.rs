@@ -40,6 +40,8 @@ pub struct IssuedPairs {
     pub next: NextPair,
     /// Why a file counts for nothing, if one does.
     pub passed_over: Vec<String>,
+    /// Who may own the files, apart from root and the user who runs this.
+    owner: Option<u32>,
 }
 
 /// A key, and the dates of the certificate if there is one.
@@ -58,8 +60,9 @@ pub enum NextPair {
 }
 
 impl IssuedPairs {
-    /// Reads what is kept beside the inbox for a registration, which `title` names in one line.
-    pub fn read(inbox: &Path, title: &str) -> Self {
+    /// Reads what is kept beside the inbox for a registration, which `title` names in one line. Apart from root and the
+    /// user who runs this, `owner` may own the files, and gets them.
+    pub fn read(inbox: &Path, title: &str, owner: Option<u32>) -> Self {
         let beside = |suffix: &str| {
             let mut file = inbox.as_os_str().to_owned();
             file.push(suffix);
@@ -72,6 +75,7 @@ impl IssuedPairs {
             current: None,
             next: NextPair::Absent,
             passed_over: Vec::new(),
+            owner,
         };
         let [current, next] = [&pairs.current_file, &pairs.next_file].map(|file| pairs.read_file(file));
         let understood = |read: Result<_, String>, passed_over: &mut Vec<String>| {
@@ -148,15 +152,14 @@ impl IssuedPairs {
 
     fn write(&self, text: &str) -> Result<(), String> {
         let text = format!("{}\n{text}", self.title);
-        let written =
-            trust::replace_as(&self.next_file, text.as_bytes(), trust::owner_for_root(&self.next_file))
-                .and_then(|()| trust::sync_directory(trust::directory_of(&self.next_file)));
+        let written = trust::replace_as(&self.next_file, text.as_bytes(), self.owner)
+            .and_then(|()| trust::sync_directory(trust::directory_of(&self.next_file)));
         written.map_err(|error| unwritten(&self.next_file, &error))
     }
 
     /// The key in a file, and the dates of the certificate if one follows it. None if there is no file.
     fn read_file(&self, file: &Path) -> Result<Option<KeptPair>, String> {
-        let read = trust::read_own(file, MOST_BYTES)
+        let read = trust::read_own(file, MOST_BYTES, self.owner)
             .and_then(|text| text.map(|text| self.understand(&text)).transpose());
         read.map_err(|reason| format!("{} counts for nothing: {reason}", file.display()))
     }
@@ -217,7 +220,7 @@ mod tests {
     fn each_step_is_read_again_and_always_leaves_a_pair_that_works() {
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("inbox.journal");
-        let again = || IssuedPairs::read(&inbox, "reg-01 of 0ne1");
+        let again = || IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
         let mut pairs = again();
         assert_eq!((pairs.file(), pairs.next.clone()), (None, NextPair::Absent));
         let first = issue(&mut pairs);
@@ -251,7 +254,7 @@ mod tests {
     fn a_torn_write_changes_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("inbox.journal");
-        let mut pairs = IssuedPairs::read(&inbox, "reg-01 of 0ne1");
+        let mut pairs = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
         issue(&mut pairs);
         pairs.take_up().expect("renamed");
         for step in [false, true] {
@@ -262,7 +265,7 @@ mod tests {
             let whole = fs::read(pairs.file().expect("a pair")).expect("read");
             for length in [0, 1, whole.len() / 2, whole.len()] {
                 fs::write(&torn, &whole[..length]).expect("written");
-                assert_eq!(IssuedPairs::read(&inbox, "reg-01 of 0ne1"), pairs);
+                assert_eq!(IssuedPairs::read(&inbox, "reg-01 of 0ne1", None), pairs);
             }
             pairs.begin().expect("what is left over is no obstacle");
         }
@@ -273,18 +276,18 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("inbox.journal");
-        let mut pairs = IssuedPairs::read(&inbox, "reg-01 of 0ne1");
+        let mut pairs = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
         issue(&mut pairs);
         let file = pairs.next_file.clone();
         assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
-        let other = IssuedPairs::read(&inbox, "reg-02 of 0ne1");
+        let other = IssuedPairs::read(&inbox, "reg-02 of 0ne1", None);
         assert_eq!(other.next, NextPair::Absent);
         assert!(other.passed_over[0].contains("of another registration"), "{:?}", other.passed_over);
 
         let whole = fs::read_to_string(&file).expect("read");
         let said = |text: &str| {
             fs::write(&file, text).expect("written");
-            let read = IssuedPairs::read(&inbox, "reg-01 of 0ne1");
+            let read = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
             assert_eq!(read.next, NextPair::Absent);
             read.passed_over.concat()
         };
@@ -297,7 +300,7 @@ mod tests {
         assert!(said(&mixed).ends_with("its certificate is for another key"));
         fs::write(&file, &whole).expect("written");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o620)).expect("changed");
-        let read = IssuedPairs::read(&inbox, "reg-01 of 0ne1");
+        let read = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
         assert!(read.passed_over.concat().contains("is writable by users other than its owner"));
     }
 
@@ -305,7 +308,7 @@ mod tests {
     fn a_directory_that_cannot_be_written_is_one_sentence_and_changes_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("none/inbox.journal");
-        let mut pairs = IssuedPairs::read(&inbox, "r");
+        let mut pairs = IssuedPairs::read(&inbox, "r", None);
         let before = pairs.clone();
         let said = pairs.begin().expect_err("no directory");
         assert!(

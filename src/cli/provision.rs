@@ -17,6 +17,7 @@ use crate::credentials::SharedAccessKey;
 use crate::message::format_time;
 use crate::provisioning::{Enrolment, EnrolmentAuth, check_registration_id, derive_key};
 use crate::session::{self, EnrolSettings};
+use crate::trust;
 
 /// How long one registration may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -119,6 +120,15 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<Exit, Failure> {
     }
     let asks = args.again || provisioning.assigned.is_none();
     if asks {
+        // Before the service is asked, whose answer would be lost.
+        let folder = trust::directory_of(&provisioning.file);
+        if !folder.is_dir() {
+            let folder = folder.display();
+            let message = format!(
+                "the answer of the service cannot be kept, because there is no {folder}: start the agent once, or make it"
+            );
+            return Err(Failure::usage(anyhow!(message)));
+        }
         provisioning.prepare().map_err(|error| anyhow!("no certificate can be asked for: {error}"))?;
         let enrolment = provisioning.enrolment.clone();
         let (route, transport) = (inspection.route, inspection.transport);
@@ -143,6 +153,7 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<Exit, Failure> {
 
 fn derive(args: &DeriveKeyArgs) -> Result<Exit, Failure> {
     check_registration_id(&args.registration_id).map_err(|error| Failure::usage(anyhow!("{error}")))?;
+    super::check_is_no_secret("--group-key-file", &args.group_key_file).map_err(Failure::usage)?;
     let mut text = String::new();
     let read = if args.group_key_file.as_os_str() == "-" {
         std::io::stdin().take(MAX_KEY_BYTES).read_to_string(&mut text)

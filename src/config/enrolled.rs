@@ -25,17 +25,35 @@ pub struct Provisioning {
     pub file: PathBuf,
     /// The assignment, and when it was made, in seconds since 1970. Absent: the service must be asked.
     pub assigned: Option<(Assignment, u64)>,
+    /// Whether the file has it.
+    pub is_kept: bool,
     /// The certificates that the service has issued; absent if it is not asked for any.
     pub pairs: Option<IssuedPairs>,
+    /// Who may own the files, apart from root and the user who runs this.
+    owner: Option<u32>,
 }
 
 impl Provisioning {
-    /// Reads what an earlier registration has left beside `inbox`. A file that does not count is a warning.
+    /// Reads what an earlier registration has left beside `inbox`. A file that does not count is a warning. If root runs
+    /// this, the files may belong to the owner of their directory: root examines and prepares a service that runs as
+    /// another user.
     pub(super) fn kept(enrolment: Enrolment, inbox: &Path, report: &mut Report) -> Self {
+        Self::kept_by(trust::owner_for_root(inbox), enrolment, inbox, report)
+    }
+
+    /// As an agent reads it: an agent of root must not believe another user, who could name a hub of his own.
+    pub(super) fn of_own_files(self, inbox: &Path, report: &mut Report) -> Self {
+        match self.owner {
+            None | Some(0) => self,
+            Some(_) => Self::kept_by(None, self.enrolment, inbox, report),
+        }
+    }
+
+    fn kept_by(owner: Option<u32>, enrolment: Enrolment, inbox: &Path, report: &mut Report) -> Self {
         let mut file = inbox.as_os_str().to_owned();
         file.push(".assignment");
         let file = PathBuf::from(file);
-        let kept = trust::read_own(&file, MAX_ASSIGNMENT_BYTES).and_then(|text| match text {
+        let kept = trust::read_own(&file, MAX_ASSIGNMENT_BYTES, owner).and_then(|text| match text {
             Some(text) => {
                 Assignment::from_file(&text, &enrolment).map(Some).map_err(|error| error.to_string())
             }
@@ -47,25 +65,25 @@ impl Provisioning {
             None
         });
         let title = format!("{} of {}", enrolment.registration_id, enrolment.id_scope);
-        let pairs = enrolment.request_certificate.then(|| IssuedPairs::read(inbox, &title));
+        let pairs = enrolment.request_certificate.then(|| IssuedPairs::read(inbox, &title, owner));
         for reason in pairs.iter().flat_map(|pairs| &pairs.passed_over) {
             report.warning(
                 Place::File(file.clone()),
                 format!("{reason}; the service is asked for a certificate anew"),
             );
         }
-        Self { enrolment, file, assigned, pairs }
+        Self { enrolment, file, assigned, is_kept: true, pairs, owner }
     }
 
-    /// Keeps what `present` has, if the file has nothing newer: a full disk may have kept it from the file.
+    /// Keeps what `present` has and the file has not: a full disk may have kept it from the file.
     pub fn or_present(&mut self, present: Option<&Self>) {
         let Some(present) = present.filter(|present| present.enrolment.is_registered_as(&self.enrolment))
         else {
             return;
         };
-        let made = |provisioning: &Self| provisioning.assigned.as_ref().map(|(_, at)| *at);
-        if made(present) > made(self) {
+        if !present.is_kept {
             self.assigned.clone_from(&present.assigned);
+            self.is_kept = false;
         }
     }
 
@@ -78,7 +96,7 @@ impl Provisioning {
 
     /// Takes an assignment that was made at `at`, in seconds since 1970.
     pub fn assign(&mut self, assignment: Assignment, at: u64) {
-        self.assigned = Some((assignment, at));
+        (self.assigned, self.is_kept) = (Some((assignment, at)), false);
     }
 
     /// Makes sure that there is a key for which a certificate can be asked, if the service is asked for one and has not
@@ -135,11 +153,12 @@ impl Provisioning {
     ///
     /// # Errors
     /// Why it cannot be written; then the earlier file is still there.
-    pub fn write(&self) -> Result<(), String> {
+    pub fn write(&mut self) -> Result<(), String> {
         let Some((assignment, at)) = &self.assigned else { return Ok(()) };
         let text = assignment.to_file(&self.enrolment, *at);
-        let written = trust::replace_as(&self.file, text.as_bytes(), trust::owner_for_root(&self.file))
+        let written = trust::replace_as(&self.file, text.as_bytes(), self.owner)
             .and_then(|()| trust::sync_directory(trust::directory_of(&self.file)));
+        self.is_kept = written.is_ok();
         written.map_err(|error| {
             format!("{} cannot be written: {}", self.file.display(), trust::in_words(&error))
         })
@@ -148,16 +167,7 @@ impl Provisioning {
     /// Who signs in, over `transport`: with a certificate that the service has issued, if there is one. Before there
     /// is an assignment, it only says who asks for one.
     pub fn identity(&self, transport: Transport) -> DeviceIdentity {
-        let Enrolment { endpoint, registration_id, auth, .. } = &self.enrolment;
-        let Some((assignment, _)) = &self.assigned else {
-            return DeviceIdentity {
-                hub: endpoint.clone(),
-                device_id: registration_id.clone(),
-                module_id: None,
-                gateway: None,
-                auth: auth.into(),
-            };
-        };
+        let Some((assignment, _)) = &self.assigned else { return self.unassigned() };
         let identity = assignment.identity(&self.enrolment, transport);
         match self.pairs.as_ref().and_then(IssuedPairs::file) {
             None => identity,
@@ -166,6 +176,18 @@ impl Provisioning {
                     DeviceAuth::Certificate { certificate: file.to_owned(), private_key: file.to_owned() };
                 DeviceIdentity { auth, ..identity }
             }
+        }
+    }
+
+    /// Who asks the provisioning service for an assignment.
+    pub fn unassigned(&self) -> DeviceIdentity {
+        let Enrolment { endpoint, registration_id, auth, .. } = &self.enrolment;
+        DeviceIdentity {
+            hub: endpoint.clone(),
+            device_id: registration_id.clone(),
+            module_id: None,
+            gateway: None,
+            auth: auth.into(),
         }
     }
 }

@@ -264,10 +264,17 @@ impl fmt::Display for Excerpt<'_> {
     }
 }
 
-/// Whether text of a configuration looks like a pasted secret: a connection string, a token, or a private key in PEM.
-pub(super) fn holds_a_secret(text: &str) -> bool {
+/// A key of 16 bytes in base64.
+const SHORTEST_KEY: usize = 24;
+
+/// Whether text of a configuration looks like a pasted secret: a connection string, a token, a private key in PEM, or a
+/// shared access key in base64.
+pub(crate) fn holds_a_secret(text: &str) -> bool {
     let bare = text.replace(['_', '-'], "").to_ascii_lowercase();
-    bare.contains("sharedaccess") || text.contains("PRIVATE KEY")
+    // Keys have 32 or 64 bytes, so their base64 ends with `=`, which no path does.
+    let mut runs = text.split(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c));
+    let is_key = |run: &str| run.ends_with('=') && run.len() >= SHORTEST_KEY && run.len().is_multiple_of(4);
+    bare.contains("sharedaccess") || text.contains("PRIVATE KEY") || runs.any(is_key)
 }
 
 /// Writes `fill` as often as `c` is columns wide on a terminal: never for combining marks, twice for East Asian wide

@@ -90,6 +90,9 @@ pub fn inspect_with(
     env: &dyn Fn(&str) -> Option<String>,
 ) -> (Inspection, TwinPart) {
     let mut inspection = inspect(path, env);
+    if !matches!(remote, Remote::Shown) {
+        inspection.keep_own_files();
+    }
     let Some(inbox) = inspection.inbox.as_ref().filter(|_| inspection.report.problems() == 0) else {
         return (inspection, TwinPart::Absent);
     };

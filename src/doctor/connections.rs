@@ -72,7 +72,7 @@ pub(super) fn of(inspection: &Inspection) -> Vec<ConfiguredConnection> {
 fn to_service(inspection: &Inspection) -> impl Fn(&Provisioning) -> ConfiguredConnection {
     let (ca_file, route) = (inspection.ca_file.clone(), inspection.route.clone());
     move |provisioning| ConfiguredConnection {
-        identity: Some(Provisioning { assigned: None, ..provisioning.clone() }.identity(Transport::Mqtt)),
+        identity: Some(provisioning.unassigned()),
         ca_file: ca_file.clone(),
         transport: Transport::Mqtt,
         route: route.clone(),

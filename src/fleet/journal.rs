@@ -4,7 +4,7 @@
 //!
 //! Each line is a JSON object. The run and its entries come first, and are on disk before anything is sent. Then comes a
 //! line for each message that the hub accepted or refused. A message without such a line has not been settled: it is
-//! sent when the run is resumed, with the same id, because nobody can know whether the hub has it.
+//! sent when the run is resumed, with the same id, because it is not known whether the hub has it.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};

@@ -24,7 +24,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long to wait for the answers to messages that are on their way, once the run must stop.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
-/// What happens, for whoever shows it.
+/// What happens, for the program that shows it.
 #[derive(Debug)]
 pub(crate) enum Progress<'a> {
     /// The hub has answered, and the journal has it.

@@ -89,7 +89,7 @@ impl Registration {
             "failed" => {
                 let code = state.get("errorCode").and_then(Value::as_u64).or(body.error_code);
                 let message = text("errorMessage").or(body.message.as_deref());
-                Err(failed(registration_id, code, message))
+                Err(failed(registration_id, code, message, wait))
             }
             other => Err(RegistrationRefusal::Unusable(format!("its status is \"{}\"", excerpt(other)))),
         }
@@ -129,7 +129,12 @@ fn refused(registration_id: &str, status: u16, said: String) -> RegistrationRefu
 }
 
 /// Why an operation failed. Its code begins with the status that a request would have had.
-fn failed(registration_id: &str, code: Option<u64>, message: Option<&str>) -> RegistrationRefusal {
+fn failed(
+    registration_id: &str,
+    code: Option<u64>,
+    message: Option<&str>,
+    wait: Duration,
+) -> RegistrationRefusal {
     let said = words(code, message);
     let remedy = match code {
         Some(400_207) => "its custom allocation failed: look at the log of the function",
@@ -140,7 +145,7 @@ fn failed(registration_id: &str, code: Option<u64>, message: Option<&str>) -> Re
         Some(code) if code / 1000 == 401 => return refused(registration_id, 401, said),
         Some(code) if code / 1000 == 429 || code / 1000 >= 500 => {
             let status = u16::try_from(code / 1000).unwrap_or(500);
-            return RegistrationRefusal::Busy { status, wait: DEFAULT_WAIT };
+            return RegistrationRefusal::Busy { status, wait };
         }
         _ => "look at the registration at the provisioning service",
     };

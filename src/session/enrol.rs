@@ -119,8 +119,12 @@ pub(crate) async fn enrol(
     let body = Bytes::from(settings.enrolment.body(csr));
     let mut unreached = None;
     for carrier in carriers {
-        let asked =
-            transports::register(settings.dial(*carrier, now).await?, &settings.enrolment, body.clone());
+        let asked = transports::register(
+            settings.dial(*carrier, now).await?,
+            &settings.enrolment,
+            body.clone(),
+            until,
+        );
         match settings.ended(timeout_at(until, asked).await, limit, *carrier, now) {
             Err(EnrolError::Unreached(failure)) => unreached = Some(failure),
             ended => return ended,
@@ -129,7 +133,7 @@ pub(crate) async fn enrol(
     // Some proxies let HTTPS through and no WebSocket. The first error counts, because the hub has no other way.
     if carriers.contains(&Carrier::WebSocket) {
         let dial = settings.dial(Carrier::WebSocket, now).await?;
-        let asked = transports::register_over_https(dial, &settings.enrolment, body);
+        let asked = transports::register_over_https(dial, &settings.enrolment, body, until);
         if let Some(asked) = timeout_at(until, asked).await.unwrap_or_default() {
             match settings.ended(Ok(asked), limit, Carrier::WebSocket, now) {
                 Err(EnrolError::Unreached(failure)) => {

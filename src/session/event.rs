@@ -10,7 +10,7 @@ use super::certificates::CertificateAnswer;
 use super::delivery::Delivery;
 use super::upstream::PublishError;
 use crate::certificate::CertificateFacts;
-use crate::provisioning::Assignment;
+use crate::provisioning::{Assignment, Enrolment};
 
 /// What a session reports.
 #[derive(Debug)]
@@ -64,7 +64,12 @@ pub(crate) enum Event {
     Delivery(Delivery),
     /// The Device Provisioning Service has assigned a hub. If it is another one than before, the session waits for terms
     /// with it.
-    Assigned(Box<Assignment>),
+    Assigned {
+        /// What was asked: the configuration may have another one by now.
+        enrolment: Box<Enrolment>,
+        /// What came of it.
+        assignment: Box<Assignment>,
+    },
     /// There is no connection; another attempt follows.
     Disconnected {
         /// Why, in one sentence.

@@ -12,7 +12,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::dial::{ANSWER_LIMIT, Dial};
 use super::failure::{self, Fault};
@@ -39,9 +39,14 @@ struct HttpsRegistration<'r> {
 ///
 /// # Errors
 /// Why a connection failed.
-pub(super) async fn register(dial: Dial, enrolment: &Enrolment, body: Bytes) -> Result<Answered, Fault> {
+pub(super) async fn register(
+    dial: Dial,
+    enrolment: &Enrolment,
+    body: Bytes,
+    until: Instant,
+) -> Result<Answered, Fault> {
     let mut service = HttpsRegistration { dial, enrolment, body };
-    questions::register(&mut service, &enrolment.registration_id).await
+    questions::register(&mut service, &enrolment.registration_id, until).await
 }
 
 impl Asks for HttpsRegistration<'_> {

@@ -40,8 +40,9 @@ const HANG_UP_LIMIT: Duration = Duration::from_millis(800);
 /// that forgot the module for a moment.
 const MOST_REFUSALS: u32 = 3;
 
-/// How long one registration at the Device Provisioning Service may take.
-const REGISTRATION_LIMIT: Duration = Duration::from_secs(120);
+/// How long one registration at the Device Provisioning Service may take: three of the longest pauses that it may ask for.
+/// Silence ends one much sooner, because each answer has a limit of its own.
+const REGISTRATION_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// How long the agent may take until it gives the session terms with the assigned hub: it writes a file and reads others.
 const TAKE_UP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -199,7 +200,7 @@ impl Keeper {
             refusals = if failure.is_refusal() && !signed_in { refusals + 1 } else { 0 };
             match signed_in {
                 true => registrations.accepted(held),
-                false if refusals > 0 => registrations.refused(),
+                false if refusals > 0 => registrations.refused(fastrand::f64()),
                 false => registrations.unreached(),
             }
             let is_last = !ever_signed_in && terms.settings.alone && *source == HubSource::Configured;
@@ -267,7 +268,8 @@ impl Keeper {
             != (&present.hub.name, &present.device_id)
             || !assignment.issued.is_empty()
             || matches!(terms.settings.hub_source, HubSource::Unassigned(_));
-        drop(self.events.send(Event::Assigned(Box::new(assignment))).await); // closed: as in `wait_after`
+        let (enrolment, assignment) = (Box::new(settings.enrolment.clone()), Box::new(assignment));
+        drop(self.events.send(Event::Assigned { enrolment, assignment }).await); // closed: as in `wait_after`
         if is_another {
             // Without terms in time, as when its files cannot be read, the service is asked again.
             let taken_up = timeout(TAKE_UP_LIMIT, new_terms.changed());

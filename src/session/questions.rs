@@ -5,6 +5,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::failure::Fault;
 use crate::provisioning::{Assignment, Registration, RegistrationRefusal};
@@ -42,11 +43,15 @@ pub(super) trait Asks {
     fn ask(&mut self, question: Question<'_>) -> impl Future<Output = Result<ServiceAnswer, Fault>> + Send;
 }
 
-/// Registers, and asks until the service has an answer.
+/// Registers, and asks until the service has an answer, or wants a pause beyond `until`.
 ///
 /// # Errors
 /// Why the connection failed.
-pub(super) async fn register(service: &mut impl Asks, registration_id: &str) -> Result<Answered, Fault> {
+pub(super) async fn register(
+    service: &mut impl Asks,
+    registration_id: &str,
+    until: Instant,
+) -> Result<Answered, Fault> {
     let mut operation = None;
     for question in 1..=MOST_QUESTIONS {
         let asked = operation.as_deref().map_or(Question::Register, Question::State);
@@ -57,6 +62,13 @@ pub(super) async fn register(service: &mut impl Asks, registration_id: &str) -> 
             Err(refusal) => return Ok(Err(refusal)),
         };
         let wait_s = assigning.wait.as_secs();
+        if Instant::now() + assigning.wait >= until {
+            let said = format!(
+                "it still assigns after {question} questions, and wants another {wait_s} s, which is longer than one \
+                 registration may take"
+            );
+            return Ok(Err(RegistrationRefusal::Unusable(said)));
+        }
         tracing::debug!(question, wait_s, "the provisioning service is assigning a hub");
         tokio::time::sleep(assigning.wait).await;
         operation = Some(assigning.operation_id);
@@ -69,7 +81,6 @@ pub(super) async fn register(service: &mut impl Asks, registration_id: &str) -> 
 mod tests {
     use super::*;
     use std::time::Duration;
-    use tokio::time::Instant;
 
     /// A service that assigns for ever.
     struct Undecided {
@@ -88,10 +99,22 @@ mod tests {
     async fn a_service_that_assigns_for_ever_is_asked_with_pauses_and_given_up() {
         let mut service = Undecided { asked: Vec::new() };
         let began = Instant::now();
-        let said = register(&mut service, "reg-01").await.expect("answers").expect_err("no hub").to_string();
+        let until = began + Duration::from_secs(3600);
+        let said = register(&mut service, "reg-01", until).await.expect("answers");
+        let said = said.expect_err("no hub").to_string();
         assert!(said.contains("it still assigns after 100 questions"), "{said}");
         assert_eq!((service.asked.len(), &*service.asked[0]), (100, "Register"));
         assert!(service.asked[1..].iter().all(|asked| asked == "State(\"5.x\")"), "{:?}", service.asked);
         assert_eq!(began.elapsed(), Duration::from_secs(300));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_beyond_the_end_is_not_waited_for() {
+        let mut service = Undecided { asked: Vec::new() };
+        let until = Instant::now() + Duration::from_secs(10);
+        let said = register(&mut service, "reg-01", until).await.expect("answers");
+        let said = said.expect_err("no hub").to_string();
+        assert!(said.contains("it still assigns after 4 questions, and wants another 3 s"), "{said}");
+        assert!(Instant::now() < until);
     }
 }

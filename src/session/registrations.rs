@@ -46,9 +46,12 @@ impl Registrations {
         }
     }
 
-    /// The hub refused the device: it may belong to another one now.
-    pub(super) fn refused(&mut self) {
+    /// The hub refused the device: it may belong to another one now. `fraction` is as for [`Self::asked`]: a hub that
+    /// refuses all its devices at once must not send all of them to the service in the same second.
+    pub(super) fn refused(&mut self, fraction: f64) {
         (self.wanted, self.unreached_since) = (true, None);
+        let soon = || Instant::now() + FIRST_SPACING.mul_f64(fraction.clamp(0.0, 1.0));
+        self.not_before.get_or_insert_with(soon);
     }
 
     /// It is asked at once, whenever it was asked before: who wants that spaces its wishes.
@@ -101,6 +104,10 @@ mod tests {
         }
     }
 
+    fn refused(registrations: &mut Registrations) {
+        registrations.refused(0.0);
+    }
+
     fn is_due(registrations: &Registrations) -> bool {
         registrations.due_in(&HubSource::Assigned(enrolment())) == Some(Duration::ZERO)
     }
@@ -122,12 +129,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_hub_that_refuses_all_day_leads_to_ever_fewer_questions() {
-        let asked = asked_in_a_day(None, Registrations::refused).await;
+        let asked = asked_in_a_day(None, refused).await;
         assert_eq!(asked[..6], [0, 10, 30, 70, 150, 310]);
         assert!(asked.len() < 60, "{} questions", asked.len());
         let pauses = asked.windows(2).map(|two| two[1] - two[0]);
         assert_eq!(pauses.max(), Some(30 * 60));
-        let busy = asked_in_a_day(Some(Duration::from_secs(300)), Registrations::refused).await;
+        let busy = asked_in_a_day(Some(Duration::from_secs(300)), refused).await;
         assert_eq!(busy[..3], [0, 300, 600], "the service asks for more");
     }
 
@@ -146,14 +153,14 @@ mod tests {
         let mut registrations = Registrations::new();
         for (fraction, pause) in [(0.0, 10), (0.5, 30), (1.0, 80)] {
             registrations.asked(None, fraction);
-            registrations.refused();
+            registrations.refused(0.0);
             let due = registrations.due_in(&HubSource::Assigned(enrolment()));
             assert_eq!(due, Some(Duration::from_secs(pause)), "{fraction}");
         }
         registrations.accepted(STABLE - Duration::from_millis(1));
         registrations.accepted(STABLE);
         registrations.asked(None, 0.0);
-        registrations.refused();
+        registrations.refused(0.0);
         assert!(!is_due(&registrations));
         tokio::time::advance(Duration::from_secs(10)).await;
         assert!(is_due(&registrations));
@@ -162,7 +169,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_device_without_an_assignment_must_ask_and_one_of_the_configuration_never_does() {
         let mut registrations = Registrations::new();
-        registrations.refused();
+        registrations.refused(0.0);
         assert_eq!(registrations.due_in(&HubSource::Configured), None);
         registrations.asked(None, 1.0);
         assert_eq!(registrations.due_in(&HubSource::Unassigned(enrolment())), Some(Duration::ZERO));

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::arrivals::Arrivals;
 use super::connection::{Connection, Reading};
@@ -41,8 +42,13 @@ pub(super) fn prepare(
 ///
 /// # Errors
 /// Why the connection failed.
-pub(super) async fn register(dial: Dial, enrolment: &Enrolment, body: Bytes) -> Result<Answered, Fault> {
-    mqtt::enrol::register(dial, &enrolment.registration_id, body).await
+pub(super) async fn register(
+    dial: Dial,
+    enrolment: &Enrolment,
+    body: Bytes,
+    until: Instant,
+) -> Result<Answered, Fault> {
+    mqtt::enrol::register(dial, &enrolment.registration_id, body, until).await
 }
 
 /// Registers over HTTPS, if this program can; `None` if it cannot.
@@ -54,8 +60,9 @@ pub(super) async fn register_over_https(
     dial: Dial,
     enrolment: &Enrolment,
     body: Bytes,
+    until: Instant,
 ) -> Option<Result<Answered, Fault>> {
-    Some(super::https_registration::register(dial, enrolment, body).await)
+    Some(super::https_registration::register(dial, enrolment, body, until).await)
 }
 
 #[cfg(not(feature = "full"))]
@@ -63,6 +70,7 @@ pub(super) async fn register_over_https(
     _dial: Dial,
     _enrolment: &Enrolment,
     _body: Bytes,
+    _until: Instant,
 ) -> Option<Result<Answered, Fault>> {
     None
 }

@@ -236,7 +236,7 @@ fn a_file_that_does_not_count_is_a_warning_and_the_service_is_asked_anew() {
     std::fs::remove_file(gateway.assignment()).expect("removed");
     std::fs::create_dir(gateway.assignment()).expect("made");
     let agent = gateway.run();
-    agent.stderr.wait_for("the assignment is used, but not kept: the next start asks for it again");
+    agent.stderr.wait_for("the assignment is used, but not kept yet; the agent goes on trying");
     agent.stderr.wait_for("subscribed");
     agent.signal(Signal::HUP);
     assert!(agent.stderr.wait_for("applied the new configuration").contains("signs_in_anew=false"));

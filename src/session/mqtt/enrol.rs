@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use rumqttc::{Event, EventLoop, Packet, QoS, SubscribeReasonCode};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::bridge::{self, FarFailure};
 use super::fault;
@@ -36,7 +36,12 @@ struct Service {
 ///
 /// # Errors
 /// Why the connection failed.
-pub(crate) async fn register(dial: Dial, registration_id: &str, body: Bytes) -> Result<Answered, Fault> {
+pub(crate) async fn register(
+    dial: Dial,
+    registration_id: &str,
+    body: Bytes,
+    until: Instant,
+) -> Result<Answered, Fault> {
     let (mut options, bridge) = options(&dial);
     options.set_manual_acks(false);
     let (client, mut event_loop) = rumqttc::AsyncClient::new(options, REQUESTS);
@@ -48,7 +53,7 @@ pub(crate) async fn register(dial: Dial, registration_id: &str, body: Bytes) -> 
     };
     let mut service = Service { event_loop, client, dial, far, is_signed_in: false, body, asked: 0 };
     service.sign_in().await?;
-    let answered = questions::register(&mut service, registration_id).await?;
+    let answered = questions::register(&mut service, registration_id, until).await?;
     service.sign_out().await;
     Ok(answered)
 }

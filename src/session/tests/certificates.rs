@@ -136,7 +136,7 @@ async fn the_session_leaves_its_hub_in_good_order_asks_the_service_and_waits_for
     packet.insert(2, u8::try_from(rest / 128).expect("a byte"));
     packet.extend(body.as_bytes());
     let (event, ()) = tokio::join!(next(&mut session), service(&mut dps, &packet));
-    let Event::Assigned(assignment) = event else { panic!("{event:?}") };
+    let Event::Assigned { assignment, .. } = event else { panic!("{event:?}") };
     assert_eq!(assignment.issued, ["AA"]);
     // The agent may find that the chain is of no use: then the session goes on with the pair that it has.
     session.go_on_with(crate::session::Terms::read(settings).expect("terms"));

@@ -29,7 +29,7 @@ async fn enrols(settings: Settings, port: u16) -> u32 {
                 assert!(Instant::now() >= not_before, "asked within its pause: {refused}");
                 (refused, not_before) = (refused + 1, Instant::now() + RETRY_AFTER);
             }
-            Event::Assigned(assignment) => {
+            Event::Assigned { assignment, .. } => {
                 assert!(Instant::now() >= not_before, "asked within its pause: {refused}");
                 take_up(&session, &settings, port, &assignment);
             }
