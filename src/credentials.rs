@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 mod connection_string;
+mod hub_name;
 mod module;
 mod proxy;
 mod route;
@@ -16,6 +17,7 @@ pub use connection_string::{
     CredentialError, DeviceConnectionString, DeviceSecret, HostPort, ServiceConnectionString, ServiceSecret,
     check_device_id, check_module_id,
 };
+pub use hub_name::{HubEndpoint, HubName, check_device_host};
 pub use module::{ModuleEnvironment, ModuleError, WorkloadAccess, module_from_environment, module_variable};
 pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};
 pub use route::{Over, Route};

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, anyhow};
 
 use super::transport::TransportArg;
-use super::{Failure, check_is_no_secret};
-use crate::credentials::{ProxySettings, ServiceConnectionString};
+use super::{Failure, check_is_no_secret, tell};
+use crate::credentials::{HubEndpoint, HubName, ProxySettings, ServiceConnectionString};
 use crate::service::{
     Addressee, FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, ServiceTransport,
 };
@@ -124,7 +124,13 @@ impl HubArgs {
                 (CONNECTION_STRING_VARIABLE.to_owned(), text)
             }
         };
-        ServiceConnectionString::parse(&text).with_context(|| origin)
+        let identity = ServiceConnectionString::parse(&text).with_context(|| origin)?;
+        let name = HubName::of(&identity.host.name);
+        if let Some(name) = name.filter(|name| name.endpoint == HubEndpoint::Device) {
+            let (host, own) = (&identity.host.name, name.classic());
+            tell(format_args!("{host} is the hub's name for devices: if it refuses this command, use {own}"));
+        }
+        Ok(identity)
     }
 
     /// The hub's REST side, not dialled yet.

@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use crate::credentials::{
     CredentialError, DeviceAuth, DeviceConnectionString, DeviceIdentity, DeviceSecret, HostPort, Route,
-    Transport, check_device_id,
+    Transport, check_device_host, check_device_id,
 };
 use crate::tls::{self, ClientCertificate};
 
@@ -403,10 +403,11 @@ fn by_certificate(pair: ClientCertificate) -> DeviceAuth {
 
 fn read_host(field: &Field<'_>, report: &mut Report) -> Option<HostPort> {
     let text = field.text(report)?;
-    let host = HostPort::parse(text);
-    if host.is_none() {
-        let message = CredentialError::Host(if field.key == "hub" { "hub" } else { "gateway" }, shown(text));
-        return field.wrong(message.to_string(), report);
+    let host = HostPort::parse(text)
+        .ok_or_else(|| CredentialError::Host(if field.key == "hub" { "hub" } else { "gateway" }, shown(text)))
+        .and_then(|host| check_device_host(&host).map(|()| host));
+    match host {
+        Ok(host) => Some(host),
+        Err(problem) => field.wrong(problem.to_string(), report),
     }
-    host
 }

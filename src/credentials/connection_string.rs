@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::Ipv6Addr;
 
 use super::excerpt;
+use super::hub_name::check_device_host;
 use super::sas::{SasError, SasToken, SharedAccessKey};
 
 /// The longest device id in characters. Source: wire reference 4.5.
@@ -112,6 +113,7 @@ impl DeviceConnectionString {
             return Err(CredentialError::PolicyInDeviceString);
         }
         let host = fields.host("HostName")?.ok_or(CredentialError::Missing("HostName", "device"))?;
+        check_device_host(&host)?;
         let device_id = fields.get("DeviceId").ok_or(CredentialError::Missing("DeviceId", "device"))?;
         check_device_id(device_id)?;
         let module_id = fields.get("ModuleId");
@@ -254,6 +256,9 @@ pub enum CredentialError {
         "{0} is \"{1}\", which is not a host name with an optional port: write it as in myhub.azure-devices.net"
     )]
     Host(&'static str, String),
+    /// A device has the hub's name for back ends: that name, and the hub's own.
+    #[error("{0} is the hub's name for back ends, which refuses devices: use {1}")]
+    ServiceEndpoint(String, String),
     /// A device id that the hub would refuse.
     #[error(
         "\"{0}\" is not a device id: use 1 to 128 of the letters and digits of ASCII and - . _ % * ? ! ( ) , \

@@ -10,7 +10,7 @@ use super::certificate::{Age, Certificate, day};
 use super::user;
 use super::{Check, Finding};
 use crate::config::{Identities, Inspection, Provisioning, counted};
-use crate::credentials::{DeviceAuth, DeviceIdentity, SasToken};
+use crate::credentials::{DeviceAuth, DeviceIdentity, HubEndpoint, HubName, SasToken};
 use crate::provisioning::{Enrolment, EnrolmentAuth};
 use crate::tls;
 
@@ -62,7 +62,11 @@ fn signs_in(identity: &DeviceIdentity) -> Finding {
     let kind = if identity.module_id.is_some() { "module" } else { "device" };
     let gateway = identity.gateway.as_ref();
     let gateway = gateway.map_or(String::new(), |gateway| format!(", through the gateway {gateway}"));
-    Check::Identity.ok(format!("{kind} {} on hub {}{gateway}, by {by}", identity.client_id(), identity.hub))
+    let is_device_name =
+        HubName::of(&identity.hub.name).is_some_and(|name| name.endpoint == HubEndpoint::Device);
+    let name = if is_device_name { " (its name for devices)" } else { "" };
+    let (device, hub) = (identity.client_id(), &identity.hub);
+    Check::Identity.ok(format!("{kind} {device} on hub {hub}{name}{gateway}, by {by}"))
 }
 
 /// Checks the secrets that can be examined. A module has no file to examine: its secret is with the workload API, or in
@@ -199,4 +203,22 @@ fn device_certificate(path: &Path, names: [&str; 2], is_issued: bool, now: Syste
 pub(super) fn in_days(left: Duration) -> String {
     let days = usize::try_from(left.as_secs() / DAY.as_secs()).unwrap_or(usize::MAX);
     format!("in {}", counted(days, "day"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credentials::HostPort;
+
+    #[test]
+    fn the_hubs_name_for_devices_is_told_as_such() {
+        let auth = DeviceAuth::Certificate { certificate: "c".into(), private_key: "k".into() };
+        let hub = HostPort::parse("h.device.azure-devices.net").expect("a host");
+        let identity = DeviceIdentity { hub, device_id: "d".into(), module_id: None, gateway: None, auth };
+        let told = "device d on hub h.device.azure-devices.net (its name for devices), by its certificate";
+        assert_eq!(signs_in(&identity), Check::Identity.ok(told));
+        let hub = HostPort::parse("h.azure-devices.net").expect("a host");
+        let told = "device d on hub h.azure-devices.net, by its certificate";
+        assert_eq!(signs_in(&DeviceIdentity { hub, ..identity }), Check::Identity.ok(told));
+    }
 }

@@ -15,13 +15,11 @@ use super::certificate::{Age, Certificate, day};
 use super::identity::in_days;
 use super::subject::NetworkSubject;
 use super::{CHECK_LIMIT, Check, Finding};
-use crate::credentials::DeviceAuth;
+use crate::credentials::{DeviceAuth, HubName};
 use crate::tls::{self, ClientCertificate, Judgement, TlsError};
 
 /// When to warn of the end of a server's certificate. A real hub renews its certificate long before.
 const ENDS_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
-/// The domains of real hubs in all clouds. Source: wire reference 1.1.
-const HUBS: [&str; 3] = [".azure-devices.net", ".azure-devices.cn", ".azure-devices.us"];
 /// The organizations that sign the certificates of real hubs.
 const AUTHORITIES: [&str; 2] = ["Microsoft", "DigiCert"];
 
@@ -170,7 +168,7 @@ fn untrusted(subject: &NetworkSubject<'_>, host: &str, handshake: &Handshake) ->
         format!("\"{}\" is signed by \"{}\", which this machine does not trust", own.subject, own.issuer);
     let organization = own.issuer_organization.as_deref().unwrap_or(&own.issuer);
     let root = subject.root_settings();
-    let is_hub = HUBS.iter().any(|end| host.ends_with(end));
+    let is_hub = HubName::of(host).is_some();
     let remedy = if subject.workload().is_some() {
         "check that IOTEDGE_GATEWAYHOSTNAME is this edge device, and let aziot-edged give the root of its \
          edgeHub (trust_bundle_cert in /etc/aziot/config.toml, then iotedge system restart)"

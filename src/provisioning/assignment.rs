@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::refusal::RegistrationRefusal;
 use super::{Enrolment, excerpt, host};
-use crate::credentials::{DeviceIdentity, HostPort, Transport, check_device_id};
+use crate::credentials::{DeviceIdentity, HostPort, Transport, check_device_host, check_device_id};
 
 /// The most certificates of an issued chain, and the longest in base64. More is not taken for a chain.
 const MOST_CERTIFICATES: usize = 8;
@@ -70,7 +70,9 @@ impl Assignment {
         let text = |name: &str| state.get(name).and_then(Value::as_str);
         let unusable = |said: String| RegistrationRefusal::Unusable(said);
         let hub = text("assignedHub").ok_or_else(|| unusable("it names no hub (assignedHub)".into()))?;
-        let hub = host(hub, "assignedHub").map_err(|error| unusable(error.to_string()))?;
+        let hub = host(hub, "assignedHub")
+            .and_then(|hub| check_device_host(&hub).map(|()| hub))
+            .map_err(|error| unusable(error.to_string()))?;
         let device_id = text("deviceId").ok_or_else(|| unusable("it names no device (deviceId)".into()))?;
         check_device_id(device_id).map_err(|error| unusable(error.to_string()))?;
         match text("connectionProfile") {
@@ -236,6 +238,8 @@ mod tests {
     fn a_hub_that_cannot_be_used_is_named() {
         let said = |change: Value| Assignment::read(&state(change)).expect_err("refused").to_string();
         assert!(said(json!({ "assignedHub": "https://h/x" })).contains("\"https://h/x\""));
+        let for_back_ends = json!({ "assignedHub": "h.service.azure-devices.net" });
+        assert!(said(for_back_ends).contains("use h.azure-devices.net"));
         assert!(said(json!({ "assignedHub": null })).contains("names no hub"));
         assert!(said(json!({ "deviceId": 5 })).contains("names no device"));
         assert!(said(json!({ "deviceId": "a/b" })).contains("a/b"));

@@ -12,7 +12,7 @@ use c2d_agent::credentials::{
 };
 use rumqttc::mqttbytes::v4::{Connect, Packet};
 
-use crate::harness::Emulator;
+use crate::harness::{Emulator, binary, run};
 use crate::rest::{dial_at, send};
 
 const HUB: &str = "hub.local.test";
@@ -83,4 +83,38 @@ fn the_certificate_of_a_state_directory_gets_the_names_of_the_next_start() {
         answer.starts_with("HTTP/1.1 200 ")
     };
     assert!(dialled("second.service.test") && dialled("localhost") && !dialled("first.test"));
+}
+
+#[test]
+fn a_name_that_is_not_for_this_side_is_told_before_anything_is_dialled() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = dir.path().join("config.toml");
+    std::fs::write(&config, "").expect("written");
+    let service = "h.service.azure-devices.net is the hub's name for back ends, which refuses devices: use \
+                   h.azure-devices.net";
+    let string = "HostName=h.service.azure-devices.net;DeviceId=d;SharedAccessKey=AAAA";
+    let mut check = binary();
+    let checked = run(check.args(["check", "-c"]).arg(&config).env("C2D_DEVICE_CONNECTION_STRING", string));
+    assert_eq!(checked.status.code(), Some(2));
+    let told =
+        String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
+    assert!(told.contains(service), "{told}");
+
+    let hub = "[device]\nhub = \"h.service.azure-devices.net\"\ndevice_id = \"d\"\n";
+    std::fs::write(&config, format!("{hub}certificate = \"c.pem\"\nprivate_key = \"k.pem\"\n"))
+        .expect("written");
+    let checked = run(binary().args(["check", "-c"]).arg(&config));
+    let told =
+        String::from_utf8_lossy(&checked.stdout).into_owned() + &String::from_utf8_lossy(&checked.stderr);
+    assert!(told.contains(service) && told.contains("config.toml:2"), "{told}");
+
+    let string = "HostName=h.device.azure-devices.net;SharedAccessKeyName=service;SharedAccessKey=AAAA";
+    let mut send = binary();
+    send.args(["c2d-send", "--device", "d", "--count", "2", "--dry-run"]);
+    let sent = run(send.env("C2D_SERVICE_CONNECTION_STRING", string));
+    assert_eq!(sent.status.code(), Some(0));
+    let told = String::from_utf8_lossy(&sent.stderr);
+    let note = "h.device.azure-devices.net is the hub's name for devices: if it refuses this command, use \
+                h.azure-devices.net";
+    assert!(told.contains(note), "{told}");
 }

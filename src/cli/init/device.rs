@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::duty::shown;
 use super::toml::quoted;
-use crate::credentials::{CredentialError, DeviceConnectionString, DeviceSecret, HostPort, check_device_id};
+use crate::credentials::{
+    CredentialError, DeviceConnectionString, DeviceSecret, HostPort, check_device_host, check_device_id,
+};
 
 pub(super) const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
@@ -88,9 +90,11 @@ impl Named {
 /// # Errors
 /// A sentence.
 pub(super) fn host(text: &str) -> Result<HostPort, String> {
-    HostPort::parse(text).ok_or_else(|| {
+    let host = HostPort::parse(text).ok_or_else(|| {
         format!("\"{}\" is not a host name: write it as in myhub.azure-devices.net", shown(text))
-    })
+    })?;
+    check_device_host(&host).map_err(|problem| problem.to_string())?;
+    Ok(host)
 }
 
 /// Reads a device id.

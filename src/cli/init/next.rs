@@ -8,10 +8,9 @@ use super::device::{CA_FILE_VARIABLE, ROOT_FILE};
 use super::variable;
 use super::{NewConfiguration, NewIdentity};
 use crate::cli::shown::shell;
+use crate::credentials::HubName;
 
 const UNITS: [&str; 3] = ["/etc/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
-/// The domains of IoT Hub. `az` knows a hub in them by the first label of its host name.
-const DOMAINS: [&str; 3] = [".azure-devices.net", ".azure-devices.us", ".azure-devices.cn"];
 
 /// A sentence and three commands.
 pub(super) fn lines(plan: &NewConfiguration, force: bool) -> Vec<String> {
@@ -46,7 +45,7 @@ pub(super) fn lines(plan: &NewConfiguration, force: bool) -> Vec<String> {
         }
     };
     let id = shell(&device.id);
-    let hub = DOMAINS.iter().find_map(|domain| device.hub.name.strip_suffix(domain));
+    let hub = HubName::of(&device.hub.name).map(|name| name.hub);
     let (from, [begin, end]) = match hub.filter(|_| plan.ca_file.is_none()) {
         Some(hub) => {
             let line = format!("az iot device c2d-message send --hub-name {} --device-id {id}", shell(hub));
