@@ -24,7 +24,7 @@ target=${CARGO_TARGET_DIR:-target}
 cargo build --release --locked --no-default-features --features gpio >&2
 install -D "$target/release/c2d-agent" "$target/bench/c2d-agent-device"
 # Only these parts look at the program with all features.
-if [ $# -eq 0 ] || [[ " $* " =~ \ (size|memory|emulator|scale|transports)\  ]]; then
+if [ $# -eq 0 ] || [[ " $* " =~ \ (size|memory|emulator|scale|fleet|transports)\  ]]; then
     cargo build --release --locked >&2
     install -D "$target/release/c2d-agent" "$target/bench/c2d-agent"
 fi

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from disk import syncs_us
+from fleet import measure_fleet
 from inbox import measure_full, measure_ram_disk, measure_recovery, measure_worst, measure_written
 from receivers import HERE, INBOX, PYTHON, Agent, Broker, Lines, MosquittoSub, PythonSdk, Receiver, start, started, stop
 from rules import measure_rules
@@ -147,6 +148,9 @@ class Bench:
     def scale(self):
         measure_scale(self.binary, self.binary.parent / "load", self.broker, self.folder, self.table)
 
+    def fleet(self):
+        measure_fleet(self.binary, self.folder, self.table)
+
     def over_transports(self):
         if PYTHON.exists() and os.getuid() == 0:
             self.transports = measure_transports(self.binary, self.folder, TRANSPORT_FLOW, LATENCIES // 2, note)
@@ -178,6 +182,7 @@ PARTS = {
     "shutdown": Bench.shutdown,
     "emulator": Bench.emulator,
     "scale": Bench.scale,
+    "fleet": Bench.fleet,
     "transports": Bench.over_transports,
 }
 

@@ -39,7 +39,7 @@ class ScaledEmulator:
         self.command = [binary, "emulator", "--state-dir", state, "--bind", HOST, "--hostname", HOST]
         self.command += ["--mqtt-port", "28883", "--amqp-port", "25671", "--https-port", "0"]
         self.command += ["--device", "load-{00000..%05d}" % (devices - 1)]
-        self.state = state
+        self.state, self.log = state, "warn"
         self.process = None
 
     def proc(self):
@@ -47,7 +47,7 @@ class ScaledEmulator:
 
     def start_s(self):
         """Starts it, and returns how long that took."""
-        environment = {"PATH": os.environ["PATH"], "C2D_LOG": "warn"}
+        environment = {"PATH": os.environ["PATH"], "C2D_LOG": self.log}
         begin = time.monotonic()
         self.process = start(self.command, stdout=subprocess.PIPE, env=environment, text=True)
         Lines(self.process.stdout).wait_for("ready ")
