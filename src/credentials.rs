@@ -1,12 +1,13 @@
 //! Who signs in to the hub: connection strings, shared access keys and SAS tokens; and the proxy for the connection.
 //!
 //! Owns: the syntax of device, module and service connection strings, device id rules, making and checking SAS tokens;
-//! the environment of an IoT Edge module; `HTTPS_PROXY` and `NO_PROXY`.
+//! the environment of an IoT Edge module; where tokens of Microsoft Entra come from; `HTTPS_PROXY` and `NO_PROXY`.
 //! Must not know: files, the environment, TLS, clocks (the expiry is an argument).
 
 use std::path::PathBuf;
 
 mod connection_string;
+mod entra;
 mod hub_name;
 mod module;
 mod proxy;
@@ -16,6 +17,10 @@ mod sas;
 pub use connection_string::{
     CredentialError, DeviceConnectionString, DeviceSecret, HostPort, ServiceConnectionString, ServiceSecret,
     check_device_id, check_module_id,
+};
+pub use entra::{
+    AppProof, AuthMethod, BearerToken, ENTRA_RESOURCE, EndpointError, EntraApp, EntraError, EntraLogin,
+    HiddenText, TokenClaims, TokenEndpoint, Variables,
 };
 pub use hub_name::{HubEndpoint, HubName, check_device_host};
 pub use module::{ModuleEnvironment, ModuleError, WorkloadAccess, module_from_environment, module_variable};

@@ -1,13 +1,14 @@
 //! The back end's side of the hub, over one AMQP 1.0 connection and one HTTPS connection.
 //!
-//! Owns: dialling, TLS, signing in as a shared access policy, links, and sentences for the hub's refusals.
+//! Owns: dialling, TLS, signing in, links, and sentences for the hub's refusals.
 //! Must not know: the command line, rules, the emulator.
 //!
 //! The AMQP connection, over TLS or a WebSocket, sends C2D messages and reads delivery feedback. The HTTPS connection
 //! reads and writes twins, calls methods, reads feedback and purges queues.
 //!
 //! Signing in is SASL PLAIN (wire reference 2.2): the user is `{policy}@sas.root.{first label of the host}`, and a SAS
-//! token is the password. CBS would have the same result, but needs two links and a round trip more.
+//! token is the password. CBS would have the same result, but needs two links and a round trip more. A token of Microsoft
+//! Entra has no other way: it is put to CBS after SASL ANONYMOUS, and the next one before it ends.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,24 +18,32 @@ use fe2o3_amqp::connection::ConnectionHandle;
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::session::SessionHandle;
 use fe2o3_amqp::{Connection, Session};
+use tokio::task::JoinSet;
 
 use crate::amqp_frames::{Failed, Guarded, MAX_FRAME};
-use crate::credentials::{ProxySettings, SasToken, ServiceConnectionString, ServiceSecret};
+use crate::credentials::{ProxySettings, SasToken, ServiceSecret};
 use crate::tls::TlsError;
 
+mod cbs;
 mod dial;
+mod entra;
 mod failure;
 mod feedback;
 mod https;
+mod identity;
 mod refusal;
 mod send;
 mod source;
 mod target;
 
+use cbs::ServiceCbs;
+pub use entra::{EntraRoute, EntraTokens};
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
 pub use https::{
     DeviceEvent, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, QueryPage, Twin, TwinPatch,
 };
+use identity::Who;
+pub use identity::{ServiceIdentity, ServiceProof};
 pub use refusal::Refusal;
 pub use send::{C2dSender, HubAnswer, OutgoingMessage};
 pub use source::{FeedbackSource, FeedbackTransport};
@@ -81,9 +90,11 @@ pub struct HttpsWay {
 #[derive(Debug)]
 pub struct Service {
     // Fields drop in this order: the session must go before its connection.
+    /// Puts the next token of Entra before one ends.
+    _renewal: JoinSet<()>,
     session: SessionHandle<()>,
     connection: ConnectionHandle<()>,
-    policy: String,
+    who: Who,
     failed: Failed,
 }
 
@@ -96,7 +107,7 @@ impl Service {
     /// # Cancel safety
     /// As for [`Service::connect_by`].
     pub async fn connect(
-        identity: &ServiceConnectionString,
+        identity: &ServiceIdentity,
         ca_file: Option<&Path>,
         token_lifetime: Duration,
         now: SystemTime,
@@ -114,13 +125,25 @@ impl Service {
     /// A drop of the future closes everything that was open.
     pub async fn connect_by(
         way: &ServiceTransport,
-        identity: &ServiceConnectionString,
+        identity: &ServiceIdentity,
         ca_file: Option<&Path>,
         token_lifetime: Duration,
         now: SystemTime,
     ) -> Result<Self, ServiceError> {
-        let token = token(identity, token_lifetime, now)?;
         let host = &identity.host;
+        let who = identity.who();
+        // Before dialling, because it may take longer than the hub waits.
+        let (sasl_profile, first) = match &identity.proof {
+            ServiceProof::Policy { name, secret } => {
+                let token = token(&host.name, name, secret, token_lifetime, now)?;
+                let (username, password) = (user_name(&host.name, name), token.expose().to_owned());
+                (SaslProfile::Plain { username, password }, None)
+            }
+            ServiceProof::Entra(tokens) => {
+                let (token, rest) = tokens.token_and_rest().await?;
+                (SaslProfile::Anonymous, Some((Arc::clone(tokens), token, rest)))
+            }
+        };
         let connecting = async {
             let builder = Connection::builder()
                 .container_id(uuid::Uuid::new_v4().to_string())
@@ -128,10 +151,7 @@ impl Service {
                 .hostname(host.name.as_str())
                 // TLS is done already; for "amqps" the crate would start its own.
                 .scheme("amqp")
-                .sasl_profile(SaslProfile::Plain {
-                    username: user_name(identity),
-                    password: token.expose().to_owned(),
-                });
+                .sasl_profile(sasl_profile);
             let failed = Failed::default();
             let opened = match way {
                 ServiceTransport::Amqp => {
@@ -145,11 +165,17 @@ impl Service {
             };
             let opened = async {
                 let mut connection = opened.map_err(|error| failure::of_open(error, identity, now))?;
-                let session = Session::begin(&mut connection).await.map_err(failure::of_begin)?;
-                Ok((session, connection))
+                let mut session = Session::begin(&mut connection).await.map_err(failure::of_begin)?;
+                let mut renewal = JoinSet::new();
+                if let Some((tokens, token, rest)) = first {
+                    let cbs = ServiceCbs::sign_in(&mut session, host.name.clone(), (tokens, &token)).await?;
+                    renewal.spawn(cbs.keep(rest));
+                }
+                Ok((renewal, session, connection))
             };
-            let (session, connection) = opened.await.map_err(|error| failure::explained(error, &failed))?;
-            Ok(Self { session, connection, policy: identity.policy.clone(), failed })
+            let (renewal, session, connection) =
+                opened.await.map_err(|error| failure::explained(error, &failed))?;
+            Ok(Self { _renewal: renewal, session, connection, who, failed })
         };
         let late = || {
             let (seconds, port) = (CONNECT_TIMEOUT.as_secs(), way.port_in_words());
@@ -166,7 +192,7 @@ impl Service {
     /// # Errors
     /// When the hub refuses or does not answer, or the connection is lost.
     pub async fn sender(&mut self) -> Result<C2dSender, ServiceError> {
-        let attached = C2dSender::attach(&mut self.session, &self.policy, Arc::clone(&self.failed));
+        let attached = C2dSender::attach(&mut self.session, &self.who, Arc::clone(&self.failed));
         answered("an answer to the sender link", attached).await
     }
 
@@ -176,7 +202,7 @@ impl Service {
     /// # Errors
     /// When the hub refuses or does not answer, or the connection is lost.
     pub async fn feedback_receiver(&mut self) -> Result<FeedbackReceiver, ServiceError> {
-        let attached = FeedbackReceiver::attach(&mut self.session, &self.policy, Arc::clone(&self.failed));
+        let attached = FeedbackReceiver::attach(&mut self.session, &self.who, Arc::clone(&self.failed));
         answered("an answer to the feedback link", attached).await
     }
 
@@ -214,15 +240,25 @@ pub enum ServiceError {
     /// No connection; the sentence says why.
     #[error("{0}")]
     Unreachable(String),
-    /// The hub does not accept the policy or its token.
-    #[error("{host} does not accept the policy \"{policy}\": {remedy}")]
+    /// The hub does not accept the policy or the token.
+    #[error("{host} does not accept {who}: {remedy}")]
     NotAuthorised {
         /// The hub.
         host: String,
-        /// The shared access policy.
-        policy: String,
+        /// The shared access policy, or the token of Entra, in words.
+        who: String,
         /// What to check.
         remedy: String,
+    },
+    /// There is no token of Microsoft Entra.
+    #[error("no token from Microsoft Entra for {login}: {reason}")]
+    NoToken {
+        /// Who asked whom.
+        login: String,
+        /// What went wrong.
+        reason: String,
+        /// Whether the same request may succeed a little later.
+        is_passing: bool,
     },
     /// The hub refused the request.
     #[error("{0}")]
@@ -286,7 +322,15 @@ impl ServiceError {
     /// Whether the same request may succeed a little later.
     pub fn is_passing(&self) -> bool {
         use ServiceError::*;
-        matches!(self, Unreachable(_) | Throttled(_) | Answer(_) | Late { .. } | Lost(_))
+        matches!(
+            self,
+            Unreachable(_)
+                | Throttled(_)
+                | Answer(_)
+                | Late { .. }
+                | Lost(_)
+                | NoToken { is_passing: true, .. }
+        )
     }
 
     /// The hub's refusal, if this is one.
@@ -299,20 +343,19 @@ impl ServiceError {
 }
 
 /// `{policy}@sas.root.{hub}`; `{hub}` is the first label of the host name. Source: wire reference 2.2.
-fn user_name(identity: &ServiceConnectionString) -> String {
-    let hub = identity.host.name.split('.').next().unwrap_or_default();
-    format!("{}@sas.root.{hub}", identity.policy)
+fn user_name(host: &str, policy: &str) -> String {
+    format!("{policy}@sas.root.{}", host.split('.').next().unwrap_or_default())
 }
 
 fn token(
-    identity: &ServiceConnectionString,
+    host: &str,
+    policy: &str,
+    secret: &ServiceSecret,
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<SasToken, ServiceError> {
-    match &identity.secret {
-        ServiceSecret::Key(key) => {
-            Ok(SasToken::sign(key, &identity.host.name, Some(&identity.policy), now + lifetime))
-        }
+    match secret {
+        ServiceSecret::Key(key) => Ok(SasToken::sign(key, host, Some(policy), now + lifetime)),
         ServiceSecret::Token(token) if token.expiry() <= now => {
             Err(ServiceError::TokenExpired(humantime::format_rfc3339_seconds(token.expiry()).to_string()))
         }
@@ -332,24 +375,23 @@ async fn answered<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credentials::SharedAccessKey;
+    use crate::credentials::{ServiceConnectionString, SharedAccessKey};
 
-    fn identity(text: &str) -> ServiceConnectionString {
-        ServiceConnectionString::parse(text).expect("a service connection string")
+    fn signed(text: &str, now: SystemTime) -> Result<SasToken, ServiceError> {
+        let own = ServiceConnectionString::parse(text).expect("a service connection string");
+        token(&own.host.name, &own.policy, &own.secret, TOKEN_LIFETIME, now)
     }
 
     #[test]
     fn the_user_name_has_the_policy_and_the_first_label_of_the_host() {
-        let own =
-            identity("HostName=my.azure-devices.net:5671;SharedAccessKeyName=service;SharedAccessKey=AAAA");
-        assert_eq!(user_name(&own), "service@sas.root.my");
+        assert_eq!(user_name("my.azure-devices.net", "service"), "service@sas.root.my");
     }
 
     #[test]
     fn a_key_signs_a_token_for_the_host_without_its_port() {
-        let own = identity("HostName=h:18000;SharedAccessKeyName=service;SharedAccessKey=AAAA");
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let token = token(&own, TOKEN_LIFETIME, now).expect("a token");
+        let token = signed("HostName=h:18000;SharedAccessKeyName=service;SharedAccessKey=AAAA", now);
+        let token = token.expect("a token");
         assert_eq!((token.resource().as_str(), token.policy()), ("h", Some("service")));
         assert_eq!(token.expiry(), now + TOKEN_LIFETIME);
         assert!(token.is_signed_by(&SharedAccessKey::from_base64("AAAA").expect("base64")));
@@ -358,9 +400,9 @@ mod tests {
     #[test]
     fn an_expired_token_is_refused_before_dialling() {
         let text = "SharedAccessSignature sr=h&sig=Yg%3D%3D&se=1700000000&skn=service";
-        let own = identity(&format!("HostName=h;SharedAccessKeyName=service;SharedAccessSignature={text}"));
+        let text = format!("HostName=h;SharedAccessKeyName=service;SharedAccessSignature={text}");
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_001);
-        let error = token(&own, TOKEN_LIFETIME, now).expect_err("expired");
+        let error = signed(&text, now).expect_err("expired");
         assert_eq!(
             error.to_string(),
             "the SAS token of the service connection string expired at 2023-11-14T22:13:20Z: make a new one, or give \

@@ -5,19 +5,26 @@
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
+use clap::ValueEnum;
 
 use super::transport::TransportArg;
 use super::{Failure, check_is_no_secret, tell};
-use crate::credentials::{HubEndpoint, HubName, ProxySettings, ServiceConnectionString};
+use crate::credentials::{
+    AuthMethod, EntraError, EntraLogin, HostPort, HubEndpoint, HubName, ProxySettings,
+    ServiceConnectionString,
+};
 use crate::service::{
-    Addressee, FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError, ServiceTransport,
+    Addressee, EntraRoute, EntraTokens, FeedbackTransport, HTTPS_PORT, HttpsService, HttpsWay, ServiceError,
+    ServiceIdentity, ServiceProof, ServiceTransport,
 };
 use crate::trust;
 
 const CONNECTION_STRING_VARIABLE: &str = "C2D_SERVICE_CONNECTION_STRING";
+const HUB_VARIABLE: &str = "C2D_HUB";
 const CA_FILE_VARIABLE: &str = "C2D_CA_FILE";
 
 // Not a doc comment, which would become part of the help of each command.
@@ -27,6 +34,12 @@ pub(super) struct HubArgs {
     /// A file with the service connection string.
     #[arg(long, value_name = "FILE")]
     connection_string_file: Option<PathBuf>,
+    /// The hub's host name, in place of a service connection string: for Microsoft Entra [default: C2D_HUB, if set].
+    #[arg(long, value_name = "NAME", value_parser = hub, conflicts_with = "connection_string_file")]
+    hub: Option<HostPort>,
+    /// How to sign in [default: the connection string, or else what the variables AZURE_… and IDENTITY_… declare].
+    #[arg(long, value_name = "METHOD")]
+    auth: Option<AuthArg>,
     /// A PEM file with more roots to trust, such as the emulator's ca.pem [default: the file in C2D_CA_FILE, if set].
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
@@ -44,6 +57,54 @@ pub(super) struct HubArgs {
     https_port: u16,
 }
 
+/// How to sign in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum AuthArg {
+    /// The key of the service connection string.
+    Sas,
+    /// The account of the Azure CLI.
+    Az,
+    /// An application with AZURE_CLIENT_SECRET.
+    Secret,
+    /// An application with AZURE_CLIENT_CERTIFICATE_PATH.
+    Certificate,
+    /// An application with AZURE_FEDERATED_TOKEN_FILE.
+    Federated,
+    /// The managed identity of this machine or service.
+    Managed,
+    /// The identity of a server with Azure Arc.
+    Arc,
+}
+
+impl From<AuthArg> for AuthMethod {
+    fn from(argument: AuthArg) -> Self {
+        match argument {
+            AuthArg::Sas => Self::Sas,
+            AuthArg::Az => Self::Az,
+            AuthArg::Secret => Self::Secret,
+            AuthArg::Certificate => Self::Certificate,
+            AuthArg::Federated => Self::Federated,
+            AuthArg::Managed => Self::Managed,
+            AuthArg::Arc => Self::Arc,
+        }
+    }
+}
+
+/// The way to sign in that was chosen.
+pub(super) struct SignIn {
+    pub(super) host: HostPort,
+    pub(super) method: AuthMethod,
+    /// Why it was chosen, in words.
+    pub(super) reason: String,
+    proof: Proof,
+}
+
+enum Proof {
+    Policy(ServiceConnectionString),
+    /// What the method lacks, or its login.
+    Entra(Result<EntraLogin, EntraError>),
+}
+
 // The device or module of a request.
 #[derive(Debug, clap::Args)]
 pub(super) struct TargetArgs {
@@ -57,7 +118,7 @@ pub(super) struct TargetArgs {
 
 /// The hub to ask over HTTPS, and the identity to ask with.
 pub(super) struct Rest {
-    identity: ServiceConnectionString,
+    identity: ServiceIdentity,
     way: HttpsWay,
     ca_file: Option<PathBuf>,
 }
@@ -96,12 +157,81 @@ impl HubArgs {
         self.ca_file.clone().or_else(|| variable().map(PathBuf::from))
     }
 
-    /// Reads the connection string from the file, or else from the variable.
+    /// Who signs in to which hub.
     ///
     /// # Errors
-    /// When there is no connection string, or it is not one of a service.
-    pub(super) fn identity(&self) -> anyhow::Result<ServiceConnectionString> {
-        let (origin, text) = match &self.connection_string_file {
+    /// When the connection string, the hub or a variable is missing or wrong.
+    pub(super) fn identity(&self) -> anyhow::Result<ServiceIdentity> {
+        let chosen = self.sign_in()?;
+        let name = HubName::of(&chosen.host.name);
+        if let Some(name) = name.filter(|name| name.endpoint == HubEndpoint::Device) {
+            let (host, own) = (&chosen.host.name, name.classic());
+            tell(format_args!("{host} is the hub's name for devices: if it refuses this command, use {own}"));
+        }
+        let login = match chosen.proof {
+            Proof::Policy(string) => return Ok(string.into()),
+            Proof::Entra(login) => login?,
+        };
+        tracing::debug!(%login, "signing in with Microsoft Entra");
+        let route = EntraRoute { ca_file: self.ca_file(), proxies: self.https()?.proxies };
+        let tokens = Arc::new(EntraTokens::new(login, route, SystemTime::now));
+        Ok(ServiceIdentity { host: chosen.host, proof: ServiceProof::Entra(tokens) })
+    }
+
+    /// Chooses the way to sign in. There is no fall-back: a way that lacks something is chosen all the same.
+    ///
+    /// # Errors
+    /// When no way is given, or the connection string or the hub cannot be used.
+    pub(super) fn sign_in(&self) -> anyhow::Result<SignIn> {
+        let asked = self.auth.map(AuthMethod::from);
+        let given = self.connection_string()?;
+        if let (None | Some(AuthMethod::Sas), Some((origin, text))) = (asked, &given) {
+            let (host, has_more) = ServiceConnectionString::hub(text).with_context(|| origin.clone())?;
+            if has_more || asked.is_some() {
+                let string = ServiceConnectionString::parse(text).with_context(|| origin.clone())?;
+                let (method, reason) = (AuthMethod::Sas, format!("the connection string in {origin}"));
+                return Ok(SignIn { host, method, reason, proof: Proof::Policy(string) });
+            }
+        }
+        let host = match (self.named_hub()?, &given) {
+            (Some(host), _) => Some(host),
+            (None, Some((origin, text))) => {
+                Some(ServiceConnectionString::hub(text).with_context(|| origin.clone())?.0)
+            }
+            (None, None) => None,
+        };
+        let (method, reason) = match (asked, AuthMethod::declared(&variable)) {
+            (None | Some(AuthMethod::Sas), _) if host.is_none() => return Err(no_string()),
+            (Some(AuthMethod::Sas), _) => return Err(no_string()),
+            (Some(method), _) => (method, format!("--auth {}", method.name())),
+            (None, Some((method, name))) => (method, format!("the environment has {name}")),
+            (None, None) => {
+                return Err(anyhow!(
+                    "the hub is given, but not how to sign in: give --auth, such as --auth az, or set the variables of an \
+                     application, such as AZURE_CLIENT_SECRET"
+                ));
+            }
+        };
+        let host = host.ok_or_else(|| {
+            anyhow!("no hub: give --hub, such as --hub myhub.azure-devices.net, or set {HUB_VARIABLE}")
+        })?;
+        Ok(SignIn { host, method, reason, proof: Proof::Entra(EntraLogin::read(method, &variable)) })
+    }
+
+    /// The hub of `--hub`, or else of the variable.
+    fn named_hub(&self) -> anyhow::Result<Option<HostPort>> {
+        match (&self.hub, variable(HUB_VARIABLE)) {
+            (Some(host), _) => Ok(Some(host.clone())),
+            (None, Some(text)) => {
+                hub(&text).map(Some).map_err(|words| anyhow!("{HUB_VARIABLE} is \"{text}\": {words}"))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The connection string of the file, or else of the variable, and where it was. `--hub` stands in its place.
+    fn connection_string(&self) -> anyhow::Result<Option<(String, String)>> {
+        match &self.connection_string_file {
             Some(path) => {
                 check_is_no_secret("--connection-string-file", path)?;
                 let text = std::fs::read_to_string(path).map_err(|error| {
@@ -112,25 +242,13 @@ impl HubArgs {
                         trust::in_words(&error)
                     )
                 })?;
-                (path.display().to_string(), text)
+                Ok(Some((path.display().to_string(), text)))
             }
-            None => {
-                let text = std::env::var(CONNECTION_STRING_VARIABLE).map_err(|_| {
-                    anyhow!(
-                        "no service connection string: give --connection-string-file, or set \
-                         {CONNECTION_STRING_VARIABLE}"
-                    )
-                })?;
-                (CONNECTION_STRING_VARIABLE.to_owned(), text)
-            }
-        };
-        let identity = ServiceConnectionString::parse(&text).with_context(|| origin)?;
-        let name = HubName::of(&identity.host.name);
-        if let Some(name) = name.filter(|name| name.endpoint == HubEndpoint::Device) {
-            let (host, own) = (&identity.host.name, name.classic());
-            tell(format_args!("{host} is the hub's name for devices: if it refuses this command, use {own}"));
+            None if self.hub.is_some() => Ok(None),
+            None => Ok(std::env::var(CONNECTION_STRING_VARIABLE)
+                .ok()
+                .map(|text| (CONNECTION_STRING_VARIABLE.to_owned(), text))),
         }
-        Ok(identity)
     }
 
     /// The hub's REST side, not dialled yet.
@@ -161,6 +279,23 @@ impl HubArgs {
         let proxies = ProxySettings::read(&|name| std::env::var(name).ok())?;
         Ok(HttpsWay { port: self.https_port, proxies })
     }
+}
+
+fn no_string() -> anyhow::Error {
+    anyhow!(
+        "no service connection string: give --connection-string-file, or set {CONNECTION_STRING_VARIABLE}; or sign in with \
+         Microsoft Entra: give --hub and --auth"
+    )
+}
+
+/// A variable of the environment that is set and not empty.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// A hub's host name, perhaps with the port of AMQP.
+fn hub(text: &str) -> Result<HostPort, String> {
+    HostPort::parse(text).ok_or_else(|| "write it as in myhub.azure-devices.net".to_owned())
 }
 
 /// Writes a line to standard output.

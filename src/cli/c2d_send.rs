@@ -12,12 +12,13 @@ use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, duration};
 use super::{Exit, Failure, transport};
-use crate::credentials::{ServiceConnectionString, check_device_id};
+use crate::credentials::check_device_id;
 use crate::feedback::FeedbackStatus;
 use crate::fleet;
 use crate::outcome::OutcomeKind;
 use crate::service::{
-    FeedbackReceiver, FeedbackTransport, HttpsWay, OutgoingMessage, Service, ServiceTransport, TOKEN_LIFETIME,
+    FeedbackReceiver, FeedbackTransport, HttpsWay, OutgoingMessage, Service, ServiceIdentity,
+    ServiceTransport, TOKEN_LIFETIME,
 };
 
 mod many;
@@ -132,7 +133,7 @@ pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
 async fn exchange(
     args: &SendArgs,
     ways: &Ways,
-    identity: &ServiceConnectionString,
+    identity: &ServiceIdentity,
     message: &OutgoingMessage,
     now: SystemTime,
     output: &mut SendOutput,

@@ -253,7 +253,7 @@ struct BackEnd {
 impl BackEnd {
     async fn connect(hub: &Emulator) -> anyhow::Result<Self> {
         let text = read(&hub.state_dir().join("service.connection-string"))?;
-        let identity = ServiceConnectionString::parse(text.trim())?;
+        let identity = ServiceConnectionString::parse(text.trim())?.into();
         let ca_file = hub.state_dir().join("ca.pem");
         let connecting = async {
             let mut service =

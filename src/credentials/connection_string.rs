@@ -180,6 +180,20 @@ impl ServiceConnectionString {
         };
         Ok(Self { host, policy: policy.to_owned(), secret })
     }
+
+    /// The hub in a string that need not have a policy, because the back end signs in with Microsoft Entra. The flag says
+    /// whether it has more than the hub.
+    ///
+    /// # Errors
+    /// As for [`ServiceConnectionString::parse`].
+    pub fn hub(text: &str) -> Result<(HostPort, bool), CredentialError> {
+        let fields = StringFields::parse(text)?;
+        if fields.get("DeviceId").is_some() {
+            return Err(CredentialError::DeviceInsteadOfService);
+        }
+        let host = fields.host("HostName")?.ok_or(CredentialError::Missing("HostName", "service"))?;
+        Ok((host, fields.0.len() > 1))
+    }
 }
 
 /// What is wrong with a connection string. No variant holds secret text.

@@ -13,17 +13,17 @@ use fe2o3_amqp::link::{
 use fe2o3_amqp::session::BeginError;
 use fe2o3_amqp::types::definitions;
 
+use super::ServiceError;
+use super::identity::{ServiceIdentity, Who};
 use super::refusal::{OPEN_QUESTION, Refusal, RefusedRequest};
-use super::{EARLIEST_PLAUSIBLE, ServiceError};
 use crate::amqp_frames::Failed;
-use crate::credentials::ServiceConnectionString;
 
-pub(super) fn of_open(error: OpenError, identity: &ServiceConnectionString, now: SystemTime) -> ServiceError {
+pub(super) fn of_open(error: OpenError, identity: &ServiceIdentity, now: SystemTime) -> ServiceError {
     match error {
         OpenError::SaslError { .. } => ServiceError::NotAuthorised {
             host: identity.host.to_string(),
-            policy: identity.policy.clone(),
-            remedy: remedy(now),
+            who: identity.who().to_string(),
+            remedy: identity.who().remedy(now),
         },
         OpenError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Connection),
         OpenError::ProtocolHeaderMismatch(_) => ServiceError::Unreachable(format!(
@@ -49,7 +49,7 @@ pub(super) fn explained(error: ServiceError, failed: &Failed) -> ServiceError {
 }
 
 /// The sentence for a connection that ended between the TLS handshake and the AMQP one.
-fn unopened(error: &io::Error, identity: &ServiceConnectionString) -> String {
+fn unopened(error: &io::Error, identity: &ServiceIdentity) -> String {
     use io::ErrorKind::*;
     let host = &identity.host;
     match error.kind() {
@@ -69,41 +69,49 @@ pub(super) fn of_begin(error: BeginError) -> ServiceError {
     }
 }
 
-pub(super) fn of_sender_attach(error: SenderAttachError, policy: &str) -> ServiceError {
+pub(super) fn of_sender_attach(error: SenderAttachError, who: &Who) -> ServiceError {
     match error {
         SenderAttachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Connection),
-        SenderAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { policy }),
+        SenderAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { who }),
         error => ServiceError::Lost(error.to_string()),
     }
 }
 
-pub(super) fn of_receiver_attach(error: ReceiverAttachError, policy: &str) -> ServiceError {
+pub(super) fn of_receiver_attach(error: ReceiverAttachError, who: &Who) -> ServiceError {
     match error {
         ReceiverAttachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Connection),
-        ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { policy }),
+        ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { who }),
         error => ServiceError::Lost(error.to_string()),
     }
 }
 
 /// For a message that is being sent: it may or may not be in the queue.
 pub(super) fn of_send(error: SendError) -> ServiceError {
-    let failed = match error {
-        SendError::LinkStateError(error) => of_link_state(error, RefusedRequest::Sending),
+    match of_sending(error, RefusedRequest::Sending) {
+        ServiceError::Lost(reason) => ServiceError::Lost(format!("{reason}; {OPEN_QUESTION}")),
+        failed => failed,
+    }
+}
+
+/// For a token that is being put.
+pub(super) fn of_token(error: SendError) -> ServiceError {
+    of_sending(error, RefusedRequest::Connection)
+}
+
+fn of_sending(error: SendError, asked: RefusedRequest<'_>) -> ServiceError {
+    match error {
+        SendError::LinkStateError(error) => of_link_state(error, asked),
         SendError::Detached(error) => match error {
-            DetachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Sending),
+            DetachError::SessionStopped(reason) => of_session_stop(reason, asked),
             DetachError::RemoteDetachedWithError(error) | DetachError::RemoteClosedWithError(error) => {
-                refused(&error, RefusedRequest::Sending)
+                refused(&error, asked)
             }
             _ => closed(),
         },
         SendError::MessageSizeExceeded(_) => {
-            refused(&definitions::LinkError::MessageSizeExceeded.into(), RefusedRequest::Sending)
+            refused(&definitions::LinkError::MessageSizeExceeded.into(), asked)
         }
         error => ServiceError::Lost(error.to_string()),
-    };
-    match failed {
-        ServiceError::Lost(reason) => ServiceError::Lost(format!("{reason}; {OPEN_QUESTION}")),
-        failed => failed,
     }
 }
 
@@ -161,27 +169,18 @@ fn of_connection_stop(reason: ConnectionStopReason, asked: RefusedRequest<'_>) -
     }
 }
 
-pub(super) fn remedy(now: SystemTime) -> String {
-    let clock = humantime::format_rfc3339_seconds(now);
-    if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
-        format!("this machine's clock says {clock}, so its tokens are not valid: set the clock")
-    } else {
-        format!(
-            "check its name and key, that it has the permission ServiceConnect, and this machine's clock ({clock})"
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::ServiceConnectionString;
     use std::time::Duration;
 
     #[test]
     fn a_peer_that_hangs_up_before_it_answers_is_told_without_the_crates_words() {
         let identity =
             ServiceConnectionString::parse("HostName=h;SharedAccessKeyName=p;SharedAccessKey=AAAA")
-                .expect("valid");
+                .expect("valid")
+                .into();
         let error = OpenError::Io(io::Error::from(io::ErrorKind::ConnectionReset));
         assert_eq!(
             of_open(error, &identity, SystemTime::UNIX_EPOCH).to_string(),
@@ -193,7 +192,7 @@ mod tests {
     #[test]
     fn a_refused_sign_in_names_the_clock_when_it_is_not_set() {
         let text = "HostName=h;SharedAccessKeyName=service;SharedAccessKey=AAAA";
-        let identity = ServiceConnectionString::parse(text).expect("valid");
+        let identity = ServiceConnectionString::parse(text).expect("valid").into();
         let refused = |now| {
             let code = fe2o3_amqp::types::sasl::SaslCode::Auth;
             of_open(OpenError::SaslError { code, additional_data: None }, &identity, now).to_string()

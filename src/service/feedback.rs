@@ -13,6 +13,7 @@ use fe2o3_amqp::types::messaging::annotations::OwnedKey;
 use fe2o3_amqp::types::messaging::{Body, Message};
 use fe2o3_amqp::types::primitives::{Symbol, Value};
 
+use super::identity::Who;
 use super::{ServiceError, answered, failure};
 use crate::amqp_frames::{self, Failed};
 use crate::feedback::{FeedbackRecord, batch_id, decode_batch};
@@ -58,7 +59,7 @@ pub(super) enum BatchReceipt {
 impl FeedbackReceiver {
     pub(super) async fn attach(
         session: &mut SessionHandle<()>,
-        policy: &str,
+        who: &Who,
         failed: Failed,
     ) -> Result<Self, ServiceError> {
         let attached = Receiver::builder()
@@ -68,7 +69,7 @@ impl FeedbackReceiver {
             .credit_mode(CreditMode::Manual)
             .attach(session)
             .await;
-        let attached = attached.map_err(|error| failure::of_receiver_attach(error, policy));
+        let attached = attached.map_err(|error| failure::of_receiver_attach(error, who));
         let link = attached.map_err(|error| failure::explained(error, &failed))?;
         Ok(Self { link, asked: false, failed })
     }

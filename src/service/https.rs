@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -24,9 +25,10 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::dial;
+use super::identity::{ServiceIdentity, ServiceProof, Who};
 use super::target::ENCODED;
-use super::{Addressee, HttpsWay, ServiceError};
-use crate::credentials::{HostPort, ServiceConnectionString};
+use super::{Addressee, EntraTokens, HttpsWay, ServiceError};
+use crate::credentials::HostPort;
 
 mod answer;
 mod feedback;
@@ -58,18 +60,44 @@ const MAX_EVENTS: usize = 4 * 1024 * 1024;
 /// The emulator's answers begin their `Server` header with this.
 const EMULATOR: &str = "c2d-agent-emulator/";
 
-/// The REST side of one hub, for one shared access policy. Its drop closes the connection.
+/// The REST side of one hub, for one back end. Its drop closes the connection.
 #[derive(Debug)]
 pub struct HttpsService {
     host: HostPort,
     way: HttpsWay,
-    policy: String,
+    who: Who,
     ca_file: Option<PathBuf>,
-    authorization: HeaderValue,
+    authorization: Authorization,
     clock: fn() -> SystemTime,
     connection: Option<SendRequest<Full<Bytes>>>,
     /// The task that moves the connection's bytes.
     driver: JoinSet<()>,
+}
+
+/// The header that each request carries.
+#[derive(Debug)]
+enum Authorization {
+    /// For the life of this client.
+    Ready(HeaderValue),
+    /// Made anew when the token is another one.
+    Entra(Arc<EntraTokens>),
+}
+
+impl Authorization {
+    async fn header(&self) -> Result<HeaderValue, ServiceError> {
+        match self {
+            Self::Ready(value) => Ok(value.clone()),
+            // A token has no characters that a header may not have.
+            Self::Entra(tokens) => sensitive(&tokens.token().await?.expose())
+                .ok_or_else(|| ServiceError::Answer("the token fits into no header".to_owned())),
+        }
+    }
+}
+
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
 }
 
 /// A request.
@@ -123,26 +151,29 @@ impl HttpsService {
     /// # Errors
     /// When the token has expired, or cannot be sent in a header.
     pub fn new(
-        identity: &ServiceConnectionString,
+        identity: &ServiceIdentity,
         way: HttpsWay,
         ca_file: Option<&Path>,
         token_lifetime: Duration,
         clock: fn() -> SystemTime,
     ) -> Result<Self, ServiceError> {
-        let token = super::token(identity, token_lifetime, clock())?;
         let host = HostPort { name: identity.host.name.clone(), port: Some(way.port) };
-        let mut authorization = HeaderValue::from_str(token.expose()).map_err(|_| {
-            answer::not_authorised(
-                &host,
-                &identity.policy,
-                "its SAS token has characters that no header may have",
-            )
-        })?;
-        authorization.set_sensitive(true);
+        let who = identity.who();
+        let authorization = match &identity.proof {
+            ServiceProof::Policy { name, secret } => {
+                let token = super::token(&host.name, name, secret, token_lifetime, clock())?;
+                let header = sensitive(token.expose()).ok_or_else(|| {
+                    let remedy = "its SAS token has characters that no header may have";
+                    answer::not_authorised(&host, &who, remedy)
+                })?;
+                Authorization::Ready(header)
+            }
+            ServiceProof::Entra(tokens) => Authorization::Entra(Arc::clone(tokens)),
+        };
         Ok(Self {
             host,
             way,
-            policy: identity.policy.clone(),
+            who,
             ca_file: ca_file.map(Path::to_owned),
             authorization,
             clock,
@@ -209,8 +240,12 @@ impl HttpsService {
     fn refusal(&self, status: StatusCode, body: &[u8], device_id: &str) -> ServiceError {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let remedy = super::failure::remedy((self.clock)());
-                answer::not_authorised(&self.host, &self.policy, &remedy)
+                let mut remedy = self.who.remedy((self.clock)());
+                // The hub tells a principal of Entra which role it lacks, and a policy nothing.
+                if let (Who::Entra, Some(said)) = (&self.who, answer::hub_message(body)) {
+                    remedy = format!("{said}; {remedy}");
+                }
+                answer::not_authorised(&self.host, &self.who, &remedy)
             }
             status => answer::of_status(&self.host, status, body, device_id),
         }
@@ -230,8 +265,9 @@ impl HttpsService {
     /// Sends one request and reads its whole answer, with any status.
     async fn exchange(&mut self, ask: ServiceRequest) -> Result<(Parts, Bytes), ServiceError> {
         let (host, limit, patience) = (self.host.clone(), ask.limit, ask.patience);
+        let authorization = self.authorization.header().await?;
         let exchange = async {
-            let response = self.send(&ask).await?;
+            let response = self.send(&ask, &authorization).await?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, limit).collect().await;
             let body = body.map_err(|error| answer::of_body(&host, limit, &*error))?.to_bytes();
@@ -248,10 +284,14 @@ impl HttpsService {
 
     /// Sends one request. The hub may have closed a kept connection meanwhile. Then a new one is tried, except for
     /// requests that must not be carried out twice.
-    async fn send(&mut self, ask: &ServiceRequest) -> Result<Response<Incoming>, ServiceError> {
+    async fn send(
+        &mut self,
+        ask: &ServiceRequest,
+        authorization: &HeaderValue,
+    ) -> Result<Response<Incoming>, ServiceError> {
         if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
             let sent = match kept.ready().await {
-                Ok(()) => match kept.send_request(self.request(ask)?).await {
+                Ok(()) => match kept.send_request(self.request(ask, authorization)?).await {
                     Err(error) if ask.method == Method::POST || ask.if_match.is_some() => {
                         return Err(answer::of_exchange(&self.host, &error));
                     }
@@ -268,7 +308,7 @@ impl HttpsService {
             }
         }
         let mut opened = self.open().await?;
-        let sent = opened.send_request(self.request(ask)?).await;
+        let sent = opened.send_request(self.request(ask, authorization)?).await;
         let response = sent.map_err(|error| answer::of_exchange(&self.host, &error))?;
         self.connection = Some(opened);
         Ok(response)
@@ -295,13 +335,17 @@ impl HttpsService {
         self.driver = JoinSet::new();
     }
 
-    fn request(&self, ask: &ServiceRequest) -> Result<Request<Full<Bytes>>, ServiceError> {
+    fn request(
+        &self,
+        ask: &ServiceRequest,
+        authorization: &HeaderValue,
+    ) -> Result<Request<Full<Bytes>>, ServiceError> {
         let port = self.host.port.filter(|port| *port != dial::HTTPS.port);
         let mut request = Request::builder()
             .method(&ask.method)
             .uri(&ask.path)
             .header(HOST, HostPort { port, ..self.host.clone() }.to_string())
-            .header(AUTHORIZATION, &self.authorization)
+            .header(AUTHORIZATION, authorization)
             .header(ACCEPT, "application/json")
             .header(USER_AGENT, concat!("c2d-agent/", env!("CARGO_PKG_VERSION")));
         if !ask.body.is_empty() {

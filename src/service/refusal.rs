@@ -8,6 +8,8 @@ use std::time::Duration;
 use fe2o3_amqp::types::definitions::{self, ErrorCondition};
 use fe2o3_amqp::types::primitives::{Symbol, Value};
 
+use super::identity::Who;
+
 /// The longest text of the hub that a sentence repeats, in characters.
 const EXCERPT_CHARS: usize = 300;
 
@@ -16,8 +18,8 @@ const EXCERPT_CHARS: usize = 300;
 pub(super) enum RefusedRequest<'a> {
     /// Queue a message for this device.
     Message { device_id: &'a str },
-    /// Let this policy use a link.
-    Link { policy: &'a str },
+    /// Let a policy or a principal use a link.
+    Link { who: &'a Who },
     /// Keep the link on which a message was being sent.
     Sending,
     /// Keep the link that reads feedback.
@@ -155,10 +157,9 @@ fn meaning(condition: &str, description: &str, code: Option<u32>, asked: Refused
                 .to_owned()
         }
         (BAD_ARGUMENT | BAD_RANGE, _) => "the hub refused an argument of the message".to_owned(),
-        ("amqp:unauthorized-access", RefusedRequest::Link { policy }) => format!(
-            "the policy \"{policy}\" may not do this: it needs the permission ServiceConnect, and its \
-             current key"
-        ),
+        ("amqp:unauthorized-access", RefusedRequest::Link { who }) => {
+            format!("{who} may not do this: {}", who.needed())
+        }
         ("amqp:unauthorized-access", _) => {
             "the hub no longer allows this: check that the policy has ServiceConnect, its key, and this \
              machine's clock"
@@ -246,7 +247,8 @@ mod tests {
         );
         assert!(refusal(AmqpError::ResourceLimitExceeded, "", DEVICE).contains("is full (50 messages)"));
         assert!(refusal(AmqpError::ResourceLimitExceeded, "Quota", DEVICE).contains("quota of the day"));
-        let link = RefusedRequest::Link { policy: "device" };
+        let who = Who::Policy("device".to_owned());
+        let link = RefusedRequest::Link { who: &who };
         assert!(refusal(AmqpError::UnauthorizedAccess, "", link).contains("\"device\""));
     }
 

@@ -15,6 +15,7 @@ use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
+use super::identity::Who;
 use super::refusal::{Refusal, RefusedRequest};
 use super::{ServiceError, answered, failure};
 use crate::amqp_frames::Failed;
@@ -121,12 +122,12 @@ pub struct C2dSender {
 impl C2dSender {
     pub(super) async fn attach(
         session: &mut SessionHandle<()>,
-        policy: &str,
+        who: &Who,
         failed: Failed,
     ) -> Result<Self, ServiceError> {
         let name = format!("c2d-send-{}", uuid::Uuid::new_v4());
         let attached = Sender::attach(session, name, ADDRESS).await;
-        let attached = attached.map_err(|error| failure::of_sender_attach(error, policy));
+        let attached = attached.map_err(|error| failure::of_sender_attach(error, who));
         let link = attached.map_err(|error| failure::explained(error, &failed))?;
         Ok(Self { link, failed })
     }

@@ -7,10 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use super::feedback::BatchReceipt;
 use super::{
-    FeedbackBatch, FeedbackReceiver, HttpsService, HttpsWay, Service, ServiceError, ServiceTransport,
-    TOKEN_LIFETIME,
+    FeedbackBatch, FeedbackReceiver, HttpsService, HttpsWay, Service, ServiceError, ServiceIdentity,
+    ServiceTransport, TOKEN_LIFETIME,
 };
-use crate::credentials::ServiceConnectionString;
 
 /// The shortest time between two polls, and the longest one if nothing comes. The hub counts each poll against its
 /// limits.
@@ -46,7 +45,7 @@ impl FeedbackSource {
     /// A drop of the future closes everything that was open.
     pub async fn open(
         transport: &FeedbackTransport,
-        identity: &ServiceConnectionString,
+        identity: &ServiceIdentity,
         ca_file: Option<&Path>,
         clock: fn() -> SystemTime,
     ) -> Result<Self, ServiceError> {

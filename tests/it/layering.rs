@@ -157,6 +157,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &[
             "src/service/https.rs",
             "src/service/https/",
+            "src/service/entra/",
             "src/session/https_registration.rs",
             "src/emulator/client.rs",
             "src/emulator/https.rs",

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use super::output::FeedbackOutput;
 use super::spool::Spool;
 use crate::cli::{sentence, tell};
-use crate::credentials::ServiceConnectionString;
-use crate::service::{FeedbackBatch, FeedbackSource, FeedbackTransport, ServiceError, TOKEN_LIFETIME};
+use crate::service::{
+    FeedbackBatch, FeedbackSource, FeedbackTransport, ServiceError, ServiceIdentity, TOKEN_LIFETIME,
+};
 
 /// When to connect again with a new token, between two batches: before the old token expires.
 const RENEW_AFTER: Duration = Duration::from_secs(TOKEN_LIFETIME.as_secs() / 6 * 5);
@@ -44,7 +45,7 @@ enum ReadEnd {
 /// The watcher.
 pub(super) struct Watch {
     transport: FeedbackTransport,
-    identity: ServiceConnectionString,
+    identity: ServiceIdentity,
     ca_file: Option<PathBuf>,
     spool: Option<Spool>,
     output: FeedbackOutput,
@@ -57,7 +58,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(
         transport: FeedbackTransport,
-        identity: ServiceConnectionString,
+        identity: ServiceIdentity,
         ca_file: Option<PathBuf>,
         spool: Option<Spool>,
         output: FeedbackOutput,

@@ -19,12 +19,12 @@ use tokio_util::sync::CancellationToken;
 use super::many_output::ManyOutput;
 use super::{SendArgs, property};
 use crate::cli::{Exit, Failure, back_end, tell};
-use crate::credentials::{ServiceConnectionString, check_device_id};
+use crate::credentials::check_device_id;
 use crate::fleet::{
     EntryList, Estimate, Naming, Pace, Progress, Run, RunError, RunJournal, Sending, SendingLimits,
     Settlement, Tier,
 };
-use crate::service::{Service, ServiceError, TOKEN_LIFETIME};
+use crate::service::{Service, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
 
 mod query;
 
@@ -152,7 +152,7 @@ pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
 /// The run of the arguments, and what is left of it if it was begun before.
 async fn prepared(
     args: &SendArgs,
-    identity: &ServiceConnectionString,
+    identity: &ServiceIdentity,
 ) -> Result<(Run, Option<(RunJournal, Vec<Option<Settlement>>)>), Failure> {
     let many = &args.many;
     if let Some(path) = &many.resume {
@@ -241,7 +241,7 @@ fn create_journal(args: &SendArgs, run: &Run) -> Result<RunJournal, Failure> {
 
 async fn send(
     args: &SendArgs,
-    identity: &ServiceConnectionString,
+    identity: &ServiceIdentity,
     run: &Run,
     (journal, settled): (RunJournal, Vec<Option<Settlement>>),
     output: &mut ManyOutput<'_>,

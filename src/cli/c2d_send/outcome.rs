@@ -7,10 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 
-use crate::credentials::ServiceConnectionString;
 use crate::message;
 use crate::outcome::{OutcomeReport, REPORT_PROPERTY, TwinReport};
-use crate::service::{DeviceEvent, HttpsService, HttpsWay, OutgoingMessage, ServiceError};
+use crate::service::{DeviceEvent, HttpsService, HttpsWay, OutgoingMessage, ServiceError, ServiceIdentity};
 
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -40,7 +39,7 @@ impl OutcomeWatch {
     pub(super) async fn begin(
         way: HttpsWay,
         ca_file: Option<&Path>,
-        identity: &ServiceConnectionString,
+        identity: &ServiceIdentity,
         message: &OutgoingMessage,
         lifetime: Duration,
     ) -> anyhow::Result<Self> {

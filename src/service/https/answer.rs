@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::credentials::HostPort;
 use crate::service::ServiceError;
+use crate::service::identity::Who;
 use crate::service::refusal::excerpt;
 
 /// An answer with a status other than 200, 401 and 403.
@@ -38,12 +39,8 @@ pub(super) fn of_status(host: &HostPort, status: StatusCode, body: &[u8], device
     }
 }
 
-pub(super) fn not_authorised(host: &HostPort, policy: &str, remedy: &str) -> ServiceError {
-    ServiceError::NotAuthorised {
-        host: host.to_string(),
-        policy: policy.to_owned(),
-        remedy: remedy.to_owned(),
-    }
+pub(super) fn not_authorised(host: &HostPort, who: &Who, remedy: &str) -> ServiceError {
+    ServiceError::NotAuthorised { host: host.to_string(), who: who.to_string(), remedy: remedy.to_owned() }
 }
 
 /// A server that answers, but is not a hub.

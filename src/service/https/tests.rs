@@ -42,7 +42,7 @@ impl Server {
 
     fn client(&self) -> HttpsService {
         let text = "HostName=localhost:1;SharedAccessKeyName=service;SharedAccessKey=AAAA";
-        let identity = ServiceConnectionString::parse(text).expect("valid");
+        let identity = crate::credentials::ServiceConnectionString::parse(text).expect("valid").into();
         let ca = self.ca.path().join("ca.pem");
         let way = HttpsWay { port: self.port, proxies: ProxySettings::default() };
         HttpsService::new(&identity, way, Some(&ca), Duration::from_secs(60), || NOW).expect("a client")

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use c2d_agent::credentials::ServiceConnectionString;
 use c2d_agent::feedback::{DeliveryAck, FeedbackStatus};
-use c2d_agent::service::{OutgoingMessage, Service, ServiceError, TOKEN_LIFETIME};
+use c2d_agent::service::{OutgoingMessage, Service, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use crate::harness::{DEADLINE, Emulator};
@@ -236,7 +236,7 @@ struct BackEnd {
 impl BackEnd {
     fn connect(emulator: &Emulator, feedback: &Arc<Mutex<Feedback>>) -> Self {
         let identity =
-            ServiceConnectionString::parse(&emulator.service_string()).expect("a connection string");
+            ServiceConnectionString::parse(&emulator.service_string()).expect("a connection string").into();
         let (ca_file, feedback) = (emulator.ca_file(), Arc::clone(feedback));
         let (orders, taken) = channel(1); // the sender waits for the answer
         let thread = std::thread::spawn(move || {
@@ -273,7 +273,7 @@ impl Drop for BackEnd {
 }
 
 async fn serve(
-    identity: &ServiceConnectionString,
+    identity: &ServiceIdentity,
     ca_file: &Path,
     mut orders: Receiver<Order>,
     feedback: &Mutex<Feedback>,
