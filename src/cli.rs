@@ -27,6 +27,8 @@ mod check;
 #[cfg(feature = "emulator")]
 mod demo;
 #[cfg(feature = "full")]
+mod devices;
+#[cfg(feature = "full")]
 mod doctor;
 #[cfg(feature = "emulator")]
 mod emulator;
@@ -40,7 +42,11 @@ mod logging;
 mod manual;
 mod panic;
 mod provision;
+#[cfg(feature = "full")]
+mod query;
 mod reach;
+#[cfg(feature = "full")]
+mod rows;
 mod run;
 #[cfg(any(feature = "full", feature = "manual"))]
 mod schema;
@@ -55,7 +61,7 @@ mod twin;
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
-const OPTIONAL: [(&str, Feature); 10] = [
+const OPTIONAL: [(&str, Feature); 12] = [
     ("doctor", features::FULL),
     ("schema", features::SCHEMA),
     ("c2d-send", features::FULL),
@@ -63,6 +69,8 @@ const OPTIONAL: [(&str, Feature); 10] = [
     ("c2d-purge", features::FULL),
     ("invoke-method", features::FULL),
     ("twin", features::FULL),
+    ("devices", features::FULL),
+    ("query", features::FULL),
     ("emulator", features::EMULATOR),
     ("demo", features::EMULATOR),
     ("manual", features::MANUAL),
@@ -123,6 +131,10 @@ enum Command {
     InvokeMethod(invoke_method::InvokeArgs),
     #[cfg(feature = "full")]
     Twin(twin::TwinArgs),
+    #[cfg(feature = "full")]
+    Devices(devices::DevicesArgs),
+    #[cfg(feature = "full")]
+    Query(query::QueryArgs),
     #[cfg(feature = "emulator")]
     Emulator(Box<emulator::EmulatorArgs>),
     #[cfg(feature = "emulator")]
@@ -248,6 +260,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::InvokeMethod(args) => invoke_method::run(&args),
         #[cfg(feature = "full")]
         Command::Twin(args) => twin::run(&args),
+        #[cfg(feature = "full")]
+        Command::Devices(args) => devices::run(&args),
+        #[cfg(feature = "full")]
+        Command::Query(args) => query::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(*args),
         #[cfg(feature = "emulator")]

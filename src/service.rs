@@ -40,7 +40,8 @@ use cbs::ServiceCbs;
 pub use entra::{EntraRoute, EntraTokens};
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
 pub use https::{
-    DeviceEvent, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, QueryPage, Twin, TwinPatch,
+    DeviceEvent, DeviceKeys, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, NewCredential,
+    QueryPage, RegisteredDevice, Twin, TwinPatch,
 };
 use identity::Who;
 pub use identity::{ServiceIdentity, ServiceProof};
@@ -266,6 +267,9 @@ pub enum ServiceError {
     /// There is no device of that name.
     #[error("the hub knows no device \"{0}\": check --device")]
     UnknownDevice(String),
+    /// There is a device of that name already.
+    #[error("the hub has a device \"{0}\" already: choose another id, or delete that device first")]
+    Exists(String),
     /// There is no such module, or no such device.
     #[error("the hub knows no {0}: check --device and --module")]
     UnknownModule(String),

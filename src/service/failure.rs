@@ -23,7 +23,7 @@ pub(super) fn of_open(error: OpenError, identity: &ServiceIdentity, now: SystemT
         OpenError::SaslError { .. } => ServiceError::NotAuthorised {
             host: identity.host.to_string(),
             who: identity.who().to_string(),
-            remedy: identity.who().remedy(now),
+            remedy: identity.who().remedy(now, TO_CONNECT),
         },
         OpenError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Connection),
         OpenError::ProtocolHeaderMismatch(_) => ServiceError::Unreachable(format!(
@@ -168,6 +168,9 @@ fn of_connection_stop(reason: ConnectionStopReason, asked: RefusedRequest<'_>) -
         ConnectionStopReason::RemoteClosed => ServiceError::Lost("the hub has closed it".to_owned()),
     }
 }
+
+/// The right that most requests need, in words for [`Who::remedy`].
+pub(super) const TO_CONNECT: &str = "the permission ServiceConnect";
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 //!
 //! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
 //!
-//! - `feedback` has what back ends do about messages; `methods` and `twins` are for methods and twins.
+//! - `feedback` has what back ends do about messages; `methods`, `twins`, `query` and `registry` are for what they name.
 //! - `answer` decides what an answer means and has the sentences for wrong ones.
 
 use std::collections::BTreeMap;
@@ -34,10 +34,12 @@ mod answer;
 mod feedback;
 mod methods;
 mod query;
+mod registry;
 mod twins;
 
 pub use methods::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall};
 pub use query::QueryPage;
+pub use registry::{DeviceKeys, NewCredential, RegisteredDevice};
 pub use twins::TwinPatch;
 
 /// The version of the service's REST interface. Source: wire reference 4.5.
@@ -239,16 +241,19 @@ impl HttpsService {
     /// The error that an answer with another status reports.
     fn refusal(&self, status: StatusCode, body: &[u8], device_id: &str) -> ServiceError {
         match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let mut remedy = self.who.remedy((self.clock)());
-                // The hub tells a principal of Entra which role it lacks, and a policy nothing.
-                if let (Who::Entra, Some(said)) = (&self.who, answer::hub_message(body)) {
-                    remedy = format!("{said}; {remedy}");
-                }
-                answer::not_authorised(&self.host, &self.who, &remedy)
-            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.lacks(super::failure::TO_CONNECT, body),
             status => answer::of_status(&self.host, status, body, device_id),
         }
+    }
+
+    /// The error of a principal that may not do this; `right` says what a policy needs.
+    fn lacks(&self, right: &str, body: &[u8]) -> ServiceError {
+        let mut remedy = self.who.remedy((self.clock)(), right);
+        // The hub tells a principal of Entra which role it lacks, and a policy nothing.
+        if let (Who::Entra, Some(said)) = (&self.who, answer::hub_message(body)) {
+            remedy = format!("{said}; {remedy}");
+        }
+        answer::not_authorised(&self.host, &self.who, &remedy)
     }
 
     /// Like [`Self::refusal`], for a request that may be about a module.

@@ -68,16 +68,16 @@ impl fmt::Display for Who {
 }
 
 impl Who {
-    /// What to check when the hub refuses the sign-in.
-    pub(super) fn remedy(&self, now: SystemTime) -> String {
+    /// What to check when the hub refuses this principal. `right` is what the request needs of a policy.
+    pub(super) fn remedy(&self, now: SystemTime, right: &str) -> String {
         let clock = humantime::format_rfc3339_seconds(now);
         if now < SystemTime::UNIX_EPOCH + EARLIEST_PLAUSIBLE {
             return format!("this machine's clock says {clock}, so its tokens are not valid: set the clock");
         }
         match self {
-            Self::Policy(_) => format!(
-                "check its name and key, that it has the permission ServiceConnect, and this machine's clock ({clock})"
-            ),
+            Self::Policy(_) => {
+                format!("check its name and key, that it has {right}, and this machine's clock ({clock})")
+            }
             Self::Entra => format!("{NEEDED_ROLE}; c2d-agent auth --check says who the principal is"),
         }
     }

@@ -30,6 +30,7 @@ mod conformance;
 mod corpora;
 mod demo;
 mod deployment;
+mod devices;
 mod doctor;
 mod drop_ins;
 mod edge_gateway;
