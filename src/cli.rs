@@ -40,6 +40,8 @@ mod invoke_method;
 mod logging;
 #[cfg(feature = "manual")]
 mod manual;
+#[cfg(feature = "full")]
+mod many_devices;
 mod panic;
 mod provision;
 #[cfg(feature = "full")]
@@ -128,9 +130,9 @@ enum Command {
     #[cfg(feature = "full")]
     C2dPurge(c2d_purge::PurgeArgs),
     #[cfg(feature = "full")]
-    InvokeMethod(invoke_method::InvokeArgs),
+    InvokeMethod(Box<invoke_method::InvokeArgs>),
     #[cfg(feature = "full")]
-    Twin(twin::TwinArgs),
+    Twin(Box<twin::TwinArgs>),
     #[cfg(feature = "full")]
     Devices(devices::DevicesArgs),
     #[cfg(feature = "full")]

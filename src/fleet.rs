@@ -1,13 +1,15 @@
-//! A run: one message to many devices, or many messages to one.
+//! A run: one message to many devices, or many messages to one. And calls of the hub for many devices.
 //!
 //! Owns: what a run is. Must not know: the command line, AMQP, terminals.
 //!
 //! - `list` reads who gets a message, `template` makes it, `estimate` says how long it takes and what share of the quota.
 //! - `pace` says when the next message may go; `journal` keeps the run on disk; `sending` sends it.
+//! - `calls` is for what has no journal: methods and twins.
 //!
 //! A run can be resumed: the ids of its messages follow from the run, so a message that is sent again has the same id,
 //! and an agent acts on it once.
 
+mod calls;
 mod estimate;
 mod journal;
 mod list;
@@ -15,6 +17,7 @@ mod pace;
 mod sending;
 mod template;
 
+pub(crate) use calls::{CallProgress, CallsError, CallsLeft, call_each};
 pub(crate) use estimate::{Estimate, Tier};
 pub(crate) use journal::{JournalError, RunJournal, Settlement};
 pub(crate) use list::{Entry, EntryList, ListError, MAX_ENTRIES};

@@ -1,4 +1,4 @@
-//! `c2d-agent invoke-method`: calls a direct method of a device or a module, and prints the answer.
+//! `c2d-agent invoke-method`: calls a direct method of a device or a module, or of many, and prints the answers.
 //!
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP.
 
@@ -12,19 +12,26 @@ use serde_json::value::RawValue;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{self, HubArgs, OutputArgs, TargetArgs, print};
-use super::shown::{json, without_controls};
+use super::back_end::{self, HubArgs, OutputArgs, print};
+use super::many_devices::outcomes::{self, ToldCall};
+use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs};
+use super::shown::{json, plain, shorten, without_controls};
 use super::{Exit, Failure, sentence, transport};
-use crate::service::{Addressee, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME};
+use crate::service::{
+    Addressee, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME,
+};
 
 /// The response timeouts that the hub accepts. Source: Microsoft's page on direct methods.
 const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Call a direct method of a device, and print its answer.
+/// Most characters of a payload in the line about one of many devices; --json has all.
+const MOST_SHOWN: usize = 200;
+
+/// Call a direct method of a device or of many, and print the answers.
 ///
 /// The device must be connected and accept methods; the hub does not keep calls for later. The answer comes from the
-/// device: a status, and JSON.
+/// device: a status, and JSON. With --devices-from or --query, ten devices are called at a time, each once.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -34,12 +41,13 @@ const LONGEST: Duration = Duration::from_secs(300);
   c2d-agent invoke-method --device pi-01 --method relay --data '{\"value\": \"on\"}'
   c2d-agent invoke-method --device pi-01 --method backup --timeout 2m
   c2d-agent invoke-method --device edge --module relay --method ping
+  c2d-agent invoke-method --query \"tags.site = '12'\" --method ping
 
 Exit codes: 0 the device's status is 200 to 299; 1 an error; 2 the arguments are wrong; 3 the device is not connected, \
-or takes no methods; 4 no answer in time; 5 the device has another status.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
+or takes no methods (of many: some have not answered so); 4 no answer in time; 5 the device has another status.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
 pub(super) struct InvokeArgs {
     #[command(flatten)]
-    target: TargetArgs,
+    target: OneOrManyArgs,
     /// The method's name.
     #[arg(long, value_name = "NAME")]
     method: String,
@@ -59,6 +67,8 @@ pub(super) struct InvokeArgs {
     output: OutputArgs,
     #[command(flatten)]
     hub: HubArgs,
+    #[command(flatten)]
+    many: ManyDevicesArgs,
 }
 
 /// The objects of `--json`: stable for scripts; fields are added, never renamed.
@@ -89,13 +99,15 @@ struct CalledMethod<'a> {
     method: &'a str,
 }
 
-/// Calls the method once.
+/// Calls the method once, at each device that is meant.
 ///
 /// # Errors
-/// When the hub cannot be reached or refuses, or the device does not answer.
+/// When the hub cannot be reached or refuses, or the one device does not answer.
 pub(super) fn run(args: &InvokeArgs) -> Result<Exit, Failure> {
-    let target = args.target.target().map_err(Failure::usage)?;
+    let one = args.target.one().map_err(Failure::usage)?;
+    args.many.check_stdin("--file", args.file.as_deref()).map_err(Failure::usage)?;
     let method = args.call().map_err(Failure::usage)?;
+    let Some(target) = one else { return call_many(args, &method) };
     let lifetime = TOKEN_LIFETIME + args.timeout + args.connect_timeout;
     let rest = args.hub.rest().map_err(Failure::usage)?;
     let as_json = args.output.json;
@@ -130,6 +142,58 @@ pub(super) fn run(args: &InvokeArgs) -> Result<Exit, Failure> {
                 }
                 Err(failed(error))
             }
+        }
+    })
+}
+
+/// Calls the method at many devices.
+fn call_many(args: &InvokeArgs, method: &MethodCall) -> Result<Exit, Failure> {
+    let bytes = method.payload.get().len();
+    let calls = ManyCalls {
+        many: &args.many,
+        module: args.target.module(),
+        hub: &args.hub,
+        json: args.output.json,
+        doing: format!("calling {}", plain(&method.name)),
+        per_minute: &|tier, units| tier.methods_per_minute(units, bytes),
+        longest: args.timeout + args.connect_timeout,
+    };
+    let call = async |service: &mut HttpsService, target: &Addressee| {
+        let started = Instant::now();
+        Ok((service.invoke_method(target, method).await?, started.elapsed()))
+    };
+    many_devices::run(&calls, call, |target, result| told_of_many(args.output.json, target, method, result))
+}
+
+/// A line about one of many devices.
+fn told_of_many(
+    as_json: bool,
+    target: &Addressee,
+    method: &MethodCall,
+    result: &Result<(MethodAnswer, Duration), ServiceError>,
+) -> anyhow::Result<ToldCall> {
+    let call =
+        CalledMethod { device_id: target.device_id(), module_id: target.module_id(), method: &method.name };
+    Ok(match result {
+        Ok((MethodAnswer { status, payload }, took)) => {
+            let line = if as_json {
+                let duration_ms = took.as_millis().try_into().unwrap_or(u64::MAX);
+                json(&InvokeLine::Answered { call, status: *status, payload, duration_ms })?
+            } else {
+                let payload = payload.as_ref().map_or("null", |payload| payload.get());
+                let payload = without_controls(&shorten(payload, MOST_SHOWN));
+                format!("{}  {status}  {payload}", target.device_id())
+            };
+            let outcome = format!("answered with status {status}");
+            ToldCall { line, outcome, is_done: (200..300).contains(status) }
+        }
+        Err(error) => {
+            let (outcome, sentence) = (outcomes::kind(error).to_owned(), outcomes::sentence(error));
+            let line = match as_json {
+                true => json(&InvokeLine::Failed { call, error: sentence })?,
+                false => format!("{}  failed: {sentence}", target.device_id()),
+            };
+            ToldCall { line, outcome, is_done: false }
         }
     })
 }

@@ -3,17 +3,21 @@
 //! Owns: its arguments, what is printed, the exit code. Must not know: HTTP.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, TargetArgs, print};
+use super::many_devices::outcomes::{self, ToldCall};
+use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs};
 use super::shown::{json, without_controls};
 use super::{Exit, Failure, transport};
-use crate::service::{ServiceError, TOKEN_LIFETIME, TwinPatch};
+use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME, TwinPatch};
 
 /// Most bytes of a part of a twin: the 32 KiB of desired properties that the hub accepts, and room for white space.
 const MAX_PART: usize = 128 * 1024;
@@ -50,17 +54,19 @@ struct Get {
     hub: HubArgs,
 }
 
-/// Merge into the tags and desired properties; null removes a property.
+/// Merge into the tags and desired properties, of one twin or of many; null removes a property.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   c2d-agent twin patch --device pi-01 --desired '{\"interval\": 30, \"old\": null}'
   c2d-agent twin patch --device pi-01 --tags '{\"room\": 7}' --etag AAAAAAAAAAI=
   c2d-agent twin patch --device gateway --module relay --desired-file rules.json
+  c2d-agent twin patch --devices-from pumps.txt --desired '{\"interval\": 30}'
 
-Exit codes: 0 done; 1 an error; 2 the arguments are wrong; 3 with --etag, the twin has changed since.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
+Exit codes: 0 done; 1 an error; 2 the arguments are wrong; 3 with --etag, the twin has changed since (of many: some are \
+not patched).", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
 struct Patch {
     #[command(flatten)]
-    target: TargetArgs,
+    target: OneOrManyArgs,
     /// A JSON object for the desired properties.
     #[arg(long, value_name = "JSON", conflicts_with = "desired_file")]
     desired: Option<String>,
@@ -71,12 +77,33 @@ struct Patch {
     #[arg(long, value_name = "JSON")]
     tags: Option<String>,
     /// Patch only if the twin still has this etag; `twin get` shows it.
-    #[arg(long, value_name = "ETAG")]
+    #[arg(long, value_name = "ETAG", conflicts_with_all = many_devices::SELECTORS)]
     etag: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     hub: HubArgs,
+    #[command(flatten)]
+    many: ManyDevicesArgs,
+}
+
+/// The objects of `--json` for many twins: stable for scripts; fields are added, never renamed.
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+enum PatchLine<'a> {
+    Patched {
+        device_id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        module_id: Option<&'a str>,
+        desired_version: Option<u64>,
+        etag: Option<&'a str>,
+    },
+    Failed {
+        device_id: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        module_id: Option<&'a str>,
+        error: String,
+    },
 }
 
 /// Asks the hub once.
@@ -85,13 +112,17 @@ struct Patch {
 /// When the hub cannot be reached or refuses.
 pub(super) fn run(args: &TwinArgs) -> Result<Exit, Failure> {
     let (target, output, hub) = match &args.command {
-        TwinCommand::Get(get) => (&get.target, &get.output, &get.hub),
-        TwinCommand::Patch(patch) => (&patch.target, &patch.output, &patch.hub),
+        TwinCommand::Get(get) => (Some(get.target.target().map_err(Failure::usage)?), &get.output, &get.hub),
+        TwinCommand::Patch(patch) => (patch.target.one().map_err(Failure::usage)?, &patch.output, &patch.hub),
     };
-    let target = target.target().map_err(Failure::usage)?;
     let patch = match &args.command {
         TwinCommand::Get(_) => None,
-        TwinCommand::Patch(patch) => Some(patch.read().map_err(Failure::usage)?),
+        TwinCommand::Patch(patch) => Some((patch, patch.read().map_err(Failure::usage)?)),
+    };
+    let (target, patch) = match (target, patch) {
+        (Some(target), patch) => (target, patch.map(|(_, patch)| patch)),
+        (None, Some((args, patch))) => return args.patch_many(&patch),
+        (None, None) => return Err(anyhow!("no device is named").into()),
     };
     let rest = hub.rest().map_err(Failure::usage)?;
     super::block_on(async {
@@ -145,8 +176,54 @@ fn failed(error: ServiceError) -> Failure {
     }
 }
 
+/// A line about one of many twins.
+fn told_of_many(
+    as_json: bool,
+    target: &Addressee,
+    result: &Result<Value, ServiceError>,
+) -> anyhow::Result<ToldCall> {
+    let (device_id, module_id) = (target.device_id(), target.module_id());
+    Ok(match result {
+        Ok(twin) => {
+            let desired_version = twin["properties"]["desired"]["$version"].as_u64();
+            let etag = twin["etag"].as_str();
+            let line = match (as_json, desired_version) {
+                (true, _) => json(&PatchLine::Patched { device_id, module_id, desired_version, etag })?,
+                (false, Some(version)) => format!("{device_id}  patched: desired version {version}"),
+                (false, None) => format!("{device_id}  patched"),
+            };
+            ToldCall { line, outcome: "patched".to_owned(), is_done: true }
+        }
+        Err(error) => {
+            let (outcome, error) = (outcomes::kind(error).to_owned(), outcomes::sentence(error));
+            let line = match as_json {
+                true => json(&PatchLine::Failed { device_id, module_id, error })?,
+                false => format!("{device_id}  failed: {error}"),
+            };
+            ToldCall { line, outcome, is_done: false }
+        }
+    })
+}
+
 impl Patch {
+    /// Patches the twins of many devices.
+    fn patch_many(&self, patch: &TwinPatch) -> Result<Exit, Failure> {
+        let calls = ManyCalls {
+            many: &self.many,
+            module: self.target.module(),
+            hub: &self.hub,
+            json: self.output.json,
+            doing: "patching twins".to_owned(),
+            per_minute: &|tier, units| tier.twin_updates_per_minute(units),
+            longest: Duration::ZERO,
+        };
+        let call =
+            async |service: &mut HttpsService, target: &Addressee| service.patch_twin(target, patch).await;
+        many_devices::run(&calls, call, |target, result| told_of_many(self.output.json, target, result))
+    }
+
     fn read(&self) -> anyhow::Result<TwinPatch> {
+        self.many.check_stdin("--desired-file", self.desired_file.as_deref())?;
         let desired = object("--desired", self.desired.as_deref(), self.desired_file.as_deref())?;
         let tags = object("--tags", self.tags.as_deref(), None)?;
         if desired.is_none() && tags.is_none() {

@@ -41,6 +41,27 @@ impl Tier {
         }
     }
 
+    /// Calls of methods that a hub with so many units takes in a minute, if a call has `bytes` of payload. They are
+    /// metered in pieces of 4 KiB: 160, 480 and 24,576 KiB a second for each unit.
+    pub(crate) fn methods_per_minute(self, units: u32, bytes: usize) -> f64 {
+        let a_second = match self {
+            Self::Free | Self::S1 => 40.0,
+            Self::S2 => 120.0,
+            Self::S3 => 6_144.0,
+        };
+        a_second * 60.0 * f64::from(units) / bytes.div_ceil(PIECE).max(1) as f64
+    }
+
+    /// Changes of twins that a hub with so many units takes in a minute.
+    pub(crate) fn twin_updates_per_minute(self, units: u32) -> f64 {
+        let units = f64::from(units);
+        60.0 * match self {
+            Self::Free | Self::S1 => 50.0,
+            Self::S2 => (5.0 * units).max(50.0),
+            Self::S3 => 250.0 * units,
+        }
+    }
+
     /// Pieces that a hub takes in a day, for each of its units.
     fn daily(self) -> f64 {
         match self {
@@ -82,6 +103,15 @@ mod tests {
         assert_eq!(of(Tier::S1, 1).quota, 0.025);
         assert_eq!(of(Tier::S1, 2).quota, 0.0125);
         assert!(of(Tier::Free, 1).quota > 1.0);
+    }
+
+    #[test]
+    fn methods_and_twins_have_rates_of_their_own() {
+        assert_eq!(Tier::S1.methods_per_minute(2, 4096), 4_800.0);
+        assert_eq!(Tier::S1.methods_per_minute(2, 4097), 2_400.0);
+        assert_eq!(Tier::S1.twin_updates_per_minute(3), 3_000.0);
+        assert_eq!(Tier::S2.twin_updates_per_minute(20), 6_000.0);
+        assert_eq!(Tier::S3.twin_updates_per_minute(2), 30_000.0);
     }
 
     #[test]

@@ -74,6 +74,7 @@ mod json_lines;
 mod layering;
 mod log;
 mod machine;
+mod many_devices;
 mod method_soak;
 mod method_traps;
 mod metrics;

@@ -1,0 +1,317 @@
+//! What `invoke-method` and `twin patch` have in common when they are for many devices.
+//!
+//! Owns: which devices are meant, the pace, the connections, the order of events and the exit code. Must not know: HTTP,
+//! what is done at a device.
+
+use std::fs::File;
+use std::io::{BufReader, IsTerminal as _};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use futures_util::StreamExt as _;
+use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::back_end::{self, HubArgs};
+use super::{Exit, Failure, rows, tell};
+use crate::fleet::{
+    CallProgress, CallsError, CallsLeft, Entry, EntryList, MAX_ENTRIES, Pace, Tier, call_each,
+};
+use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME};
+
+pub(super) mod hub_size;
+pub(super) mod outcomes;
+
+use hub_size::{TierWord, rate};
+use outcomes::{CallsOutput, ToldCall};
+
+/// What can stand in place of `--device`.
+pub(super) const SELECTORS: [&str; 2] = ["devices_from", "query"];
+
+/// Calls on their way at a time, each on a connection of its own.
+const AT_ONCE: usize = 10;
+/// How long a hub may throttle everything.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// The longest validity of a token that is made for a run.
+const LONGEST_TOKEN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+// The device or module of a request, unless it is for many.
+#[derive(Debug, clap::Args)]
+pub(super) struct OneOrManyArgs {
+    /// The device.
+    #[arg(long, value_name = "ID", required_unless_present_any = SELECTORS, conflicts_with_all = SELECTORS)]
+    device: Option<String>,
+    /// A module of the device.
+    #[arg(long, value_name = "ID")]
+    module: Option<String>,
+}
+
+// Not a doc comment, which would become part of the help of the command.
+// Many devices.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Many devices")]
+pub(super) struct ManyDevicesArgs {
+    /// Each device of a list: an id a line, or a JSON object a line with "deviceId". - is standard input.
+    #[arg(long, value_name = "FILE", conflicts_with = "query")]
+    devices_from: Option<PathBuf>,
+    /// Each device that the hub finds: the condition behind WHERE, or a whole query that selects deviceId.
+    #[arg(long, value_name = "SQL")]
+    query: Option<String>,
+    /// How fast to call, such as 100/min or 5/s [default: what --tier and --units allow].
+    #[arg(long, value_name = "RATE", value_parser = rate, conflicts_with = "device")]
+    rate: Option<f64>,
+    /// The tier of the hub: it says how many calls a minute the hub takes.
+    #[arg(long, value_name = "TIER", default_value = "s1")]
+    tier: TierWord,
+    /// The units of the hub.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    units: u32,
+    /// Where to write the devices at which it failed [default: beside the list, or else in $XDG_STATE_HOME or
+    /// ~/.local/state].
+    #[arg(long, value_name = "FILE", conflicts_with = "device")]
+    failed: Option<PathBuf>,
+}
+
+impl OneOrManyArgs {
+    /// The device or module; `None` if many are meant.
+    ///
+    /// # Errors
+    /// When an id is not valid.
+    pub(super) fn one(&self) -> anyhow::Result<Option<Addressee>> {
+        let module = self.module.as_deref();
+        // A module's id is wrong for each device alike.
+        Addressee::new("any", module)?;
+        self.device.as_deref().map(|device| Ok(Addressee::new(device, module)?)).transpose()
+    }
+
+    /// The module of each device, if one is meant.
+    pub(super) fn module(&self) -> Option<&str> {
+        self.module.as_deref()
+    }
+}
+
+impl ManyDevicesArgs {
+    /// Refuses to read two things from standard input. `option` names the other one.
+    ///
+    /// # Errors
+    /// When both would be read from there.
+    pub(super) fn check_stdin(&self, option: &str, file: Option<&Path>) -> anyhow::Result<()> {
+        let is_stdin = |path: Option<&Path>| path.is_some_and(|path| path.as_os_str() == "-");
+        anyhow::ensure!(
+            !is_stdin(self.devices_from.as_deref()) || !is_stdin(file),
+            "--devices-from and {option} both read standard input: write one of them to a file"
+        );
+        Ok(())
+    }
+
+    /// What is meant, in order.
+    ///
+    /// # Errors
+    /// When the list or the query cannot be used.
+    async fn entries(&self, hub: &HubArgs) -> Result<Vec<Entry>, Failure> {
+        let list = match (&self.devices_from, &self.query) {
+            (Some(path), _) if path.as_os_str() == "-" => {
+                let stdin = std::io::stdin();
+                if stdin.is_terminal() {
+                    tell("reading the list from the terminal: end it with Ctrl-D");
+                }
+                EntryList::of_devices(stdin.lock(), "the list")
+            }
+            (Some(path), _) => {
+                let file = File::open(path);
+                let file =
+                    file.map_err(|error| Failure::usage(back_end::unreadable("list", path, &error)))?;
+                EntryList::of_devices(BufReader::new(file), &path.display().to_string())
+            }
+            (None, Some(sql)) => return found(hub, sql).await,
+            (None, None) => return Err(anyhow!("no device is named").into()),
+        };
+        Ok(list.map_err(Failure::usage)?.entries)
+    }
+
+    /// The file of what failed.
+    fn failed_file(&self) -> anyhow::Result<PathBuf> {
+        let list = self.devices_from.as_ref().filter(|path| path.as_os_str() != "-");
+        Ok(match (&self.failed, list) {
+            (Some(path), _) => path.clone(),
+            (None, Some(list)) => {
+                let mut name = list.clone().into_os_string();
+                name.push(".failed");
+                name.into()
+            }
+            (None, None) => {
+                let folder = back_end::state_folder()?.join("runs");
+                std::fs::create_dir_all(&folder)
+                    .with_context(|| format!("cannot make {}", folder.display()))?;
+                folder.join(format!("{}.failed", uuid::Uuid::new_v4()))
+            }
+        })
+    }
+}
+
+/// The devices that the hub finds.
+async fn found(hub: &HubArgs, sql: &str) -> Result<Vec<Entry>, Failure> {
+    let query = whole(sql);
+    let mut service =
+        hub.rest().map_err(Failure::usage)?.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
+    let mut ids = Vec::new();
+    rows::pages(&mut service, &query, |rows, _| {
+        for row in &rows {
+            let id = row.get("deviceId").and_then(Value::as_str).ok_or_else(|| {
+                Failure::usage(anyhow!(
+                    "the query finds something without a deviceId: select deviceId, as in SELECT deviceId FROM devices"
+                ))
+            })?;
+            ids.push(id.to_owned());
+        }
+        if ids.len() > MAX_ENTRIES {
+            return Err(Failure::usage(anyhow!("the query finds more than {MAX_ENTRIES} devices: split it")));
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
+    if ids.is_empty() {
+        return Err(Failure::usage(anyhow!("the query finds no device: {query}")));
+    }
+    let list = EntryList::of_devices(ids.join("\n").as_bytes(), "what the query finds");
+    Ok(list.map_err(Failure::usage)?.entries)
+}
+
+/// A condition without the word WHERE. `None` if it is a whole query.
+fn condition(sql: &str) -> Option<&str> {
+    let sql = sql.trim();
+    let first = sql.split_whitespace().next().unwrap_or_default();
+    match first {
+        first if first.eq_ignore_ascii_case("select") => None,
+        first if first.eq_ignore_ascii_case("where") => sql.get(first.len()..).map(str::trim),
+        _ => Some(sql),
+    }
+}
+
+/// A condition is made a whole query.
+fn whole(sql: &str) -> String {
+    match condition(sql) {
+        Some(condition) => format!("SELECT deviceId FROM devices WHERE {condition}"),
+        None => sql.to_owned(),
+    }
+}
+
+/// What is done at each device.
+pub(super) struct ManyCalls<'a> {
+    pub(super) many: &'a ManyDevicesArgs,
+    pub(super) module: Option<&'a str>,
+    pub(super) hub: &'a HubArgs,
+    pub(super) json: bool,
+    /// What is done, as in "calling reboot".
+    pub(super) doing: String,
+    /// How many calls a minute a hub of a tier with so many units takes.
+    pub(super) per_minute: &'a dyn Fn(Tier, u32) -> f64,
+    /// How long one call may take.
+    pub(super) longest: Duration,
+}
+
+/// Calls each device, and tells what became of it.
+///
+/// # Errors
+/// When the list or the query cannot be used, the hub lets this program not in, or it is interrupted.
+pub(super) fn run<T>(
+    calls: &ManyCalls<'_>,
+    call: impl AsyncFn(&mut HttpsService, &Addressee) -> Result<T, ServiceError>,
+    told: impl Fn(&Addressee, &Result<T, ServiceError>) -> anyhow::Result<ToldCall>,
+) -> Result<Exit, Failure> {
+    let ManyCalls { many, hub, .. } = *calls;
+    let failed_file = many.failed_file().map_err(Failure::usage)?;
+    super::block_on(async {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        let entries = tokio::select! {
+            entries = many.entries(hub) => entries?,
+            Some(_signal) = signals.next() => return Err(anyhow!("interrupted by a signal: nothing was done").into()),
+        };
+        let target = |entry: &Entry| Addressee::new(&entry.device_id, calls.module);
+        let targets = entries.iter().map(target).collect::<Result<Vec<_>, _>>().map_err(Failure::usage)?;
+        let per_minute = many.rate.unwrap_or_else(|| (calls.per_minute)(many.tier.into(), many.units));
+        let mut services = Vec::new();
+        for _ in 0..targets.len().min(AT_ONCE) {
+            let rest = hub.rest().map_err(Failure::usage)?;
+            services.push(
+                rest.service(calls.token_lifetime(targets.len(), per_minute)).map_err(anyhow::Error::new)?,
+            );
+        }
+        let mut output = CallsOutput::new(calls.json, &entries, &failed_file);
+        output.planned(&calls.doing, per_minute)?;
+        let stop = CancellationToken::new();
+        let result = {
+            let mut shown = Ok(());
+            let mut show = |progress: CallProgress<'_, T>| {
+                if shown.is_ok() {
+                    shown = output.progress(&progress, |entry, result| match targets.get(entry) {
+                        Some(target) => told(target, result),
+                        None => Err(anyhow!("there is no device {entry}")),
+                    });
+                    // What cannot be told is not done.
+                    if shown.is_err() {
+                        stop.cancel();
+                    }
+                }
+            };
+            let one = async |service: &mut HttpsService, entry: usize| match targets.get(entry) {
+                Some(target) => call(service, target).await,
+                None => Err(ServiceError::Answer(format!("there is no device {entry}"))),
+            };
+            let pace = Pace::new(per_minute, Instant::now());
+            let called = {
+                let calling = call_each(targets.len(), services, pace, PATIENCE, &stop, one, &mut show);
+                let mut calling = std::pin::pin!(calling);
+                tokio::select! {
+                    called = &mut calling => called,
+                    Some(_signal) = signals.next() => {
+                        stop.cancel();
+                        calling.await
+                    }
+                }
+            };
+            shown?;
+            called
+        };
+        let left = result.as_ref().err();
+        let failed = output
+            .finished(left.map_or(&[], |left| &left.not_begun), left.map_or(&[], |left| &left.unknown))?;
+        match result {
+            Ok(()) if failed == 0 => Ok(Exit::Done),
+            Ok(()) => Ok(Exit::NegativeFeedback),
+            Err(CallsLeft { error, .. }) => Err(match error {
+                // The hub's own error decides the exit code.
+                CallsError::Hub(error) => back_end::failed(error.into()),
+                error => anyhow::Error::new(error).into(),
+            }),
+        }
+    })
+}
+
+impl ManyCalls<'_> {
+    /// A token lasts as long as the run can, within reason.
+    fn token_lifetime(&self, count: usize, per_minute: f64) -> Duration {
+        let paced = Duration::try_from_secs_f64(count as f64 * 60.0 / per_minute).unwrap_or(LONGEST_TOKEN);
+        let rounds = u32::try_from(count / AT_ONCE + 1).unwrap_or(u32::MAX);
+        let called = self.longest.checked_mul(rounds).unwrap_or(LONGEST_TOKEN);
+        (TOKEN_LIFETIME + paced.min(LONGEST_TOKEN) + called.min(LONGEST_TOKEN)).min(LONGEST_TOKEN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole;
+
+    #[test]
+    fn a_condition_is_made_a_query() {
+        let query = "SELECT deviceId FROM devices WHERE tags.site = '12'";
+        for text in ["tags.site = '12'", "WHERE tags.site = '12'", "  where  tags.site = '12' ", query] {
+            assert_eq!(whole(text), query);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! `invoke-method` and `twin patch` for many devices, as a user sees them.
+//!
+//! Owns: nothing. Must not know: how calls are paced.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::c2d_send::Running;
+use crate::emulator_methods::{called, listening, respond};
+use crate::harness::{Emulator, Process, binary, run};
+use crate::invoke_method::{back_end, seen};
+use crate::json_lines::json_lines;
+
+/// As fast as the hub takes them.
+const FAST: [&str; 2] = ["--rate", "100000/s"];
+
+fn ids(count: usize) -> Vec<String> {
+    (1..=count).map(|number| format!("pump-{number}")).collect()
+}
+
+/// A command of the back end to a hub in this process.
+fn command(running: &Running, arguments: &[&str]) -> Command {
+    let mut command = binary();
+    command.args(arguments).arg("--ca-file").arg(running.file("ca.pem"));
+    command.env("C2D_HTTPS_PORT", running.https.port().to_string());
+    command.env("C2D_SERVICE_CONNECTION_STRING", running.service_string());
+    command.env("XDG_STATE_HOME", running.file("xdg"));
+    command
+}
+
+fn desired(running: &Running, device: &str) -> Value {
+    running.hub.with(|hub, _| hub.twin(device).expect("a twin")["properties"]["desired"].clone())
+}
+
+fn listed(running: &Running, list: &str) -> (PathBuf, PathBuf) {
+    let path = running.file("pumps.txt");
+    std::fs::write(&path, list).expect("written");
+    (path, running.file("pumps.txt.failed"))
+}
+
+#[test]
+fn each_twin_of_a_list_is_patched_and_what_failed_is_a_list_again() {
+    let running = Running::with_devices(ids(25));
+    let (list, failed) = listed(&running, &format!("gone\n{}\n", ids(25).join("\n")));
+    let list = list.to_str().expect("UTF-8");
+    let patch = ["twin", "patch", "--devices-from", list, "--desired", "{\"interval\": 30}"];
+    let (stdout, stderr, code) = seen(&run(command(&running, &patch).args(FAST)));
+    assert_eq!((stderr.as_str(), code), ("", Some(3)));
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines[0], "patching twins at 26 devices, at most 6000000/min: at least 0 s");
+    assert!(lines.contains(&"pump-7  patched: desired version 2"), "{stdout}");
+    assert!(lines.contains(&"gone  failed: not known to the hub"), "{stdout}");
+    let path = failed.display();
+    assert_eq!(
+        lines[27..],
+        [
+            "        1  not known to the hub".to_owned(),
+            "       25  patched".to_owned(),
+            format!("the devices where it was not done are in {path}, for --devices-from"),
+        ]
+    );
+    assert_eq!(std::fs::read_to_string(&failed).expect("a list"), "gone\n");
+    assert!(ids(25).iter().all(|id| desired(&running, id)["interval"] == 30));
+
+    // A query, with JSON. All succeed, so there is no file.
+    let patch = ["twin", "patch", "--query", "properties.desired.interval = 30", "--tags", "{\"a\": 1}"];
+    let (stdout, stderr, code) = seen(&run(command(&running, &patch).args(FAST).arg("--json")));
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    let lines = json_lines(&stdout);
+    assert_eq!((&lines[0]["event"], &lines[0]["devices"]), (&"run".into(), &25.into()));
+    assert_eq!(lines.iter().filter(|line| line["event"] == "patched").count(), 25);
+    let summary = lines.last().expect("a summary");
+    assert_eq!(summary["outcomes"], json!([{ "outcome": "patched", "devices": 25 }]));
+    assert_eq!((&summary["succeeded"], &summary["failedFile"]), (&25.into(), &Value::Null));
+}
+
+#[test]
+fn a_signal_ends_the_run_and_the_rest_is_in_the_list() {
+    let running = Running::with_devices(ids(3));
+    let (list, failed) = listed(&running, "{\"deviceId\":\"pump-1\",\"x\":1}\n{\"deviceId\":\"pump-2\"}");
+    let list = list.to_str().expect("UTF-8");
+    let patch = ["twin", "patch", "--devices-from", list, "--desired", "{\"a\": 1}", "--rate", "1/min"];
+    let process = Process::spawn(&mut command(&running, &patch));
+    process.stdout.wait_for("pump-1  patched");
+    assert_eq!(process.terminate(), Some(1));
+    assert_eq!(process.stderr.text(), "c2d-agent: interrupted by a signal");
+    let printed = process.stdout.text();
+    assert!(printed.contains("        1  patched\n        1  not called\n"), "{printed}");
+    assert_eq!(std::fs::read_to_string(failed).expect("a list"), "{\"deviceId\":\"pump-2\"}\n");
+    assert!(desired(&running, "pump-2").get("a").is_none());
+}
+
+#[test]
+fn each_device_is_called_once_and_the_table_says_what_became_of_it() {
+    let emulator = Emulator::start_with(&["--device", "dev1", "--device", "dev2"]);
+    let mut device = listening(&emulator);
+    let list = emulator.state.join("devices.txt");
+    std::fs::write(&list, "dev1\ndev2\ngone").expect("written");
+    let list = list.to_str().expect("UTF-8");
+    let answered = |device: &mut _, status: &str, arguments: &[&str]| {
+        std::thread::scope(|scope| {
+            let call = ["invoke-method", "--devices-from", list, "--method", "ping"];
+            let mut command = back_end(&emulator, &[&call[..], arguments].concat());
+            let caller = scope.spawn(move || seen(&run(&mut command)));
+            let (_, rid, _) = called(device);
+            respond(device, status, &rid, "{\"up\": true}");
+            caller.join().expect("an end")
+        })
+    };
+    let (stdout, stderr, code) = answered(&mut device, "200", &[]);
+    assert_eq!((stderr.as_str(), code), ("", Some(3)));
+    let mut lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines[0], "calling ping at 3 devices, at most 2400/min: at least 0 s");
+    lines[1..4].sort_unstable();
+    assert_eq!(
+        lines[1..7],
+        [
+            "dev1  200  {\"up\": true}",
+            "dev2  failed: not connected, or takes no methods",
+            "gone  failed: not known to the hub",
+            "        1  answered with status 200",
+            "        1  not connected, or takes no methods",
+            "        1  not known to the hub",
+        ]
+    );
+    let failed = std::fs::read_to_string(format!("{list}.failed")).expect("a list");
+    assert_eq!(failed, "dev2\ngone\n");
+
+    std::fs::write(list, "dev1").expect("written");
+    let elsewhere = emulator.state.join("elsewhere");
+    let to = ["--json", "--failed", elsewhere.to_str().expect("UTF-8")];
+    let (stdout, _, code) = answered(&mut device, "500", &to);
+    let lines = json_lines(&stdout);
+    assert_eq!(
+        (&lines[1]["event"], &lines[1]["status"], &lines[1]["payload"]["up"]),
+        (&"answered".into(), &500.into(), &true.into())
+    );
+    assert_eq!((&lines[2]["failed"], code), (&1.into(), Some(3)));
+    assert_eq!(std::fs::read_to_string(&elsewhere).expect("a list"), "dev1\n");
+}
+
+#[test]
+fn what_cannot_be_meant_is_said_before_anything_is_done() {
+    let running = Running::with_devices(ids(1));
+    let (list, _) = listed(&running, "pump-1\npump-1\n");
+    let list = list.to_str().expect("UTF-8");
+    for (arguments, words) in [
+        (&["twin", "patch", "--devices-from", list, "--tags", "{}"][..], "\"pump-1\" is on line 1, too"),
+        (&["twin", "patch", "--tags", "{}"], "required arguments were not provided"),
+        (&["twin", "patch", "--device", "a", "--devices-from", list, "--tags", "{}"], "cannot be used with"),
+        (&["twin", "patch", "--device", "a", "--tags", "{}", "--rate", "1/s"], "cannot be used with"),
+        (&["twin", "patch", "--query", "a = 1", "--tags", "{}", "--etag", "x"], "cannot be used with"),
+        (
+            &["invoke-method", "--devices-from", "-", "--file", "-", "--method", "m"],
+            "--devices-from and --file both read standard input",
+        ),
+        (&["invoke-method", "--query", "deviceId =", "--method", "m"], "the hub refuses the query: "),
+        (
+            &["invoke-method", "--query", "deviceId = 'x'", "--method", "m"],
+            "the query finds no device: SELECT",
+        ),
+        (&["invoke-method", "--query", "a = 1", "--method", "m", "--rate", "fast"], "such as 100/min or 5/s"),
+    ] {
+        let (stdout, stderr, code) = seen(&run(&mut command(&running, arguments)));
+        assert!(
+            stdout.is_empty() && stderr.contains(words) && code == Some(2),
+            "{arguments:?}: {code:?} {stderr}"
+        );
+    }
+}
