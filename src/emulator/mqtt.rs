@@ -377,7 +377,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
                 }
             }
             Ok(Some(Destination::Certificate(request))) => {
-                certificates::take(&self.hub, &self.device_id, &request, &publish.payload);
+                let device = (&*self.device_id, self.token_expires.is_none());
+                certificates::take(&self.hub, device, &request, &publish.payload);
             }
             Ok(Some(Destination::MethodAnswer(topic))) => {
                 methods::take_answer(&self.hub, &self.device_id, self.id, &topic, &publish.payload);

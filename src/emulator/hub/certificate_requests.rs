@@ -76,6 +76,16 @@ impl CertificateRequests {
         self.answers.drain(..excess);
     }
 
+    /// Forgets a request that has taken longer than its answer said.
+    fn pass_time(&mut self, now: SystemTime) {
+        if let Some(expired) = self.active.take_if(|active| active.expires <= now) {
+            tracing::warn!(
+                request = expired.id,
+                "a request for a certificate has expired: the device did not take its certificate in time"
+            );
+        }
+    }
+
     /// The next answer for this connection. With `is_held` the certificate waits.
     pub(super) fn next(
         &mut self,
@@ -86,6 +96,7 @@ impl CertificateRequests {
         if let Some(answer) = self.answers.pop_front() {
             return Some(answer);
         }
+        self.pass_time(now);
         let active =
             self.active.as_mut().filter(|active| !is_held && active.handed_to != Some(connection))?;
         active.handed_to = Some(connection);
@@ -127,6 +138,7 @@ impl CertificateRequests {
         if read.csr.is_empty() || read.csr.len() > MAX_CSR {
             return Err(bad(format!("csr has {} characters: 1 to {MAX_CSR} are allowed", read.csr.len())));
         }
+        self.pass_time(now);
         match (&self.active, read.replace.as_deref()) {
             (_, Some(replace)) if replace != "*" && !is_request_id(replace) => {
                 return Err(bad("replace is neither * nor the id of a request".to_owned()));
@@ -170,6 +182,13 @@ pub fn is_request_id(id: &str) -> bool {
 }
 
 impl CertificateRefusal {
+    /// The device has no certificate that could be renewed. The code is a choice.
+    pub(super) fn of_token() -> Self {
+        let sentence =
+            "a device gets a certificate here only if it has signed in with one: register with a csr first";
+        Self(403_004, sentence.to_owned(), Value::Null)
+    }
+
     pub(super) fn body(&self, tracking: &str, now: SystemTime) -> Value {
         let Self(code, message, info) = self;
         json!({

@@ -15,11 +15,11 @@ use super::session::{ConnectionId, Subscription};
 use super::state::Hub;
 
 impl Hub {
-    /// Takes a device's request. The answers follow by [`Hub::next_certificate_answer`]. `tracking` names the request
-    /// in answers.
+    /// Takes a request of a device, which says whether it has signed in with a certificate: only such a device gets one.
+    /// The answers follow by [`Hub::next_certificate_answer`]. `tracking` names the request in answers.
     pub fn request_certificate(
         &mut self,
-        device_id: &str,
+        (device_id, by_certificate): (&str, bool),
         request: &str,
         body: &[u8],
         (sign, tracking): (Sign<'_>, &str),
@@ -33,7 +33,11 @@ impl Hub {
             body: body.to_string(),
             is_last: false,
         };
-        let taken = state.certificates.take(device_id, request, body, (sign, tracking), now, fault);
+        let taken = if by_certificate {
+            state.certificates.take(device_id, request, body, (sign, tracking), now, fault)
+        } else {
+            Err(CertificateRefusal::of_token())
+        };
         let answer = match taken {
             Ok(accepted) => answer(202, accepted),
             Err(refusal) => {
@@ -72,9 +76,10 @@ impl Hub {
         }
     }
 
-    /// What goes wrong with certificates of this device, if a fault says so.
+    /// What goes wrong with certificates of this device, if a fault says so. For a device that is only about to be made,
+    /// the faults of all devices count.
     pub fn certificate_fault(&self, device_id: &str) -> Option<CertificateFault> {
-        self.devices.get(device_id).and_then(|state| state.faults.certificate())
+        self.devices.get(device_id).map_or(&self.faults_of_all, |state| &state.faults).certificate()
     }
 }
 
@@ -97,7 +102,7 @@ mod tests {
     }
 
     fn ask(hub: &mut Hub, request: &str, body: &str) {
-        hub.request_certificate("dev1", request, body.as_bytes(), (&signed, "t-1"), NOW);
+        hub.request_certificate(("dev1", true), request, body.as_bytes(), (&signed, "t-1"), NOW);
     }
 
     fn next(hub: &mut Hub, connection: ConnectionId) -> Option<(u16, Value)> {
@@ -178,6 +183,37 @@ mod tests {
         }
         let (status, body) = next(&mut hub, connection).expect("an answer");
         assert_eq!((status, &body["info"]["credentialMessage"]), (400, &"the key is too weak".into()));
+    }
+
+    #[test]
+    fn a_device_that_signed_in_with_a_token_gets_no_certificate() {
+        let mut hub = hub();
+        let connection = there(&mut hub);
+        let body = br#"{"id":"dev1","csr":"A"}"#;
+        hub.request_certificate(("dev1", false), RID, body, (&signed, "t-1"), NOW);
+        let (status, body) = next(&mut hub, connection).expect("an answer");
+        assert_eq!((status, &body["errorCode"]), (403, &403_004.into()));
+        assert_eq!(next(&mut hub, connection), None, "nothing was signed");
+    }
+
+    #[test]
+    fn a_request_ends_at_the_time_that_its_answer_says() {
+        let mut hub = hub();
+        let connection = there(&mut hub);
+        assert!(hub.set_fault("dev1", Fault::new(FaultName::Certificate, "hold").expect("a fault")));
+        ask(&mut hub, RID, r#"{"id":"dev1","csr":"A"}"#);
+        let (_, accepted) = next(&mut hub, connection).expect("an answer");
+        let expires = crate::message::parse_time(accepted["operationExpires"].as_str().expect("a time"));
+        let expires = expires.expect("a time");
+        assert!(hub.clear_faults("dev1", None));
+        assert!(hub.next_certificate_answer("dev1", connection, expires).is_none());
+        // It is not active any more, so there is nothing to replace.
+        let again = |hub: &mut Hub, body: &str| {
+            hub.request_certificate(("dev1", true), "rid-2", body.as_bytes(), (&signed, "t-2"), expires);
+            hub.next_certificate_answer("dev1", connection, expires).map(|answer| answer.status)
+        };
+        assert_eq!(again(&mut hub, r#"{"id":"dev1","csr":"A","replace":"rid-1"}"#), Some(412));
+        assert_eq!(again(&mut hub, r#"{"id":"dev1","csr":"A"}"#), Some(202));
     }
 
     #[test]

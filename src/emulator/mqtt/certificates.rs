@@ -18,8 +18,9 @@ pub(super) fn request(topic: &str) -> Option<&str> {
     id.filter(|id| is_request_id(id))
 }
 
-/// Takes a request.
-pub(super) fn take(hub: &SharedHub, device_id: &str, request: &str, body: &[u8]) {
+/// Takes a request of a device, which says whether it has signed in with a certificate.
+pub(super) fn take(hub: &SharedHub, device: (&str, bool), request: &str, body: &[u8]) {
+    let (device_id, _) = device;
     let tracking = Uuid::new_v4().to_string();
     // Certificates are made by the real time, as those of the server are.
     let (issuer, real) = (hub.issuer(), hub.clock().0);
@@ -29,7 +30,7 @@ pub(super) fn take(hub: &SharedHub, device_id: &str, request: &str, body: &[u8])
             Some(issuer) => issuer.sign(csr, id, real, fault),
             None => Err("this hub has no authority".to_owned()),
         };
-        hub.request_certificate(device_id, request, body, (&sign, &tracking), now);
+        hub.request_certificate(device, request, body, (&sign, &tracking), now);
     });
 }
 

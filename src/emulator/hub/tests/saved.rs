@@ -250,7 +250,7 @@ const OPERATIONS: &[(&str, Operation)] = &[
 fn request_certificate(it: &mut Rich) {
     let body = br#"{"id":"dev1","csr":"MIIB"}"#;
     let sign = |csr: &str, _: &str| Ok(vec![csr.to_owned()]);
-    it.hub.request_certificate("dev1", "rid-1", body, (&sign, "t-1"), NOW);
+    it.hub.request_certificate(("dev1", true), "rid-1", body, (&sign, "t-1"), NOW);
 }
 
 /// The names of the public methods of the hub that may change it.
