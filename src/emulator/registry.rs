@@ -92,9 +92,24 @@ pub enum DeviceCredential {
     },
     /// A client certificate that the emulator's authority has signed, with the id as its common name.
     Authority,
+    /// Such a certificate, which was issued at a registration, or what the enrolment of the device wants.
+    Issued(Box<DeviceCredential>),
 }
 
 impl DeviceCredential {
+    /// Whether the device may sign in with a certificate of the emulator's authority.
+    pub(super) fn is_issued(&self) -> bool {
+        matches!(self, Self::Authority | Self::Issued(_))
+    }
+
+    /// The credential itself; beside an issued certificate, what the enrolment wants.
+    fn enrolled(&self) -> &Self {
+        match self {
+            Self::Issued(enrolled) => enrolled,
+            own => own,
+        }
+    }
+
     /// The kind of authentication and the thumbprints, as back ends see them. Source: the classes
     /// AuthenticationMechanism and X509Thumbprint in Microsoft's Python service SDK.
     pub fn shown(&self) -> (&'static str, Value) {
@@ -104,7 +119,7 @@ impl DeviceCredential {
             Self::Thumbprints { primary, secondary } => {
                 ("selfSigned", Some(primary.clone()), secondary.clone())
             }
-            Self::Authority => ("certificateAuthority", None, None),
+            Self::Authority | Self::Issued(_) => ("certificateAuthority", None, None),
         };
         (kind, json!({ "primaryThumbprint": primary, "secondaryThumbprint": secondary }))
     }
@@ -127,7 +142,8 @@ impl KeyPair {
         Self { primary: text(&self.primary), secondary: text(&self.secondary) }
     }
 
-    fn signed(&self, token: &SasToken) -> bool {
+    /// Whether one of the keys has signed this token.
+    pub(super) fn signed(&self, token: &SasToken) -> bool {
         token.is_signed_by(&self.primary) || token.is_signed_by(&self.secondary)
     }
 }
@@ -336,29 +352,22 @@ impl Registry {
                 let granted = self.grant(&token, policy.keys.signed(&token)).and_then(enabled)?;
                 return device.map(|_| granted).ok_or_else(|| AuthError::MissingDevice(excerpt(device_id)));
             }
-            return match &device.ok_or_else(unknown)?.credential {
+            return match device.ok_or_else(unknown)?.credential.enrolled() {
                 DeviceCredential::Keys(keys) => self.grant(&token, keys.signed(&token)).and_then(enabled),
-                DeviceCredential::Certificate(_)
-                | DeviceCredential::Thumbprints { .. }
-                | DeviceCredential::Authority => {
-                    Err(AuthError::WrongKind("a client certificate, not with a token"))
-                }
+                _ => Err(AuthError::WrongKind("a client certificate, not with a token")),
             };
         }
         let device = device.ok_or_else(unknown)?;
         let Some(shown) = certificate else { return Err(AuthError::NoProof) };
-        let registered = match &device.credential {
+        let is_issued = shown.is_vouched_for(device_id) && device.credential.is_issued();
+        let registered = match device.credential.enrolled() {
+            _ if is_issued => true,
             DeviceCredential::Certificate(own) => own.sha256 == shown.sha256,
             DeviceCredential::Thumbprints { primary, secondary } => {
                 shown.is(primary) || secondary.as_ref().is_some_and(|other| shown.is(other))
             }
-            DeviceCredential::Authority if !shown.is_vouched_for(device_id) => {
-                return Err(AuthError::NotVouchedFor);
-            }
-            DeviceCredential::Authority => true,
-            DeviceCredential::Keys(_) => {
-                return Err(AuthError::WrongKind("a token, not with a client certificate"));
-            }
+            _ if device.credential.is_issued() => return Err(AuthError::NotVouchedFor),
+            _ => return Err(AuthError::WrongKind("a token, not with a client certificate")),
         };
         let grant = Grant { expires: None, policy: None };
         if registered { enabled(grant) } else { Err(AuthError::WrongCertificate) }

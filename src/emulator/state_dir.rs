@@ -46,8 +46,9 @@ pub(super) use disk::{AUTHORITY, write_private};
 use disk::{damaged, lock, make_directory};
 pub use environment::STATE_DIR_VARIABLE;
 pub use known_keys::WELL_KNOWN_KEYS;
+pub(super) use secrets::Registered;
 pub(super) use secrets::new_record;
-use secrets::{DEVICES, Registered, SECRETS, SecretFiles, Secrets, StoredKeys, add_keys, unmade};
+use secrets::{DEVICES, SECRETS, SecretFiles, Secrets, StoredKeys, add_keys, unmade};
 
 /// Name, ServiceConnect, DeviceConnect and registry right of each policy. Source: wire reference 4.2.
 const POLICIES: [(&str, bool, bool, RegistryRight); 5] = [
@@ -81,6 +82,7 @@ pub(super) struct StateDir {
     devices: Vec<(Device, IdentityRecord)>,
     /// The ids that this start was given, in that order.
     named: Vec<String>,
+    named_with_certificates: Vec<String>,
     has_known_keys: bool,
     /// The time at this start, from which new certificates are valid.
     started: SystemTime,
@@ -187,7 +189,7 @@ impl StateDir {
         };
         let devices = devices.map(recorded).collect::<Result<_, StateDirError>>()?;
         let (root, files) = (root.to_owned(), ClientFiles::new(root));
-        let named = named.to_owned();
+        let (named, named_with_certificates) = (named.to_owned(), x509_devices.to_owned());
         let started = now;
         Ok(Self {
             root,
@@ -196,11 +198,17 @@ impl StateDir {
             policies,
             devices,
             named,
+            named_with_certificates,
             has_known_keys,
             started,
             files,
             _lock: lock,
         })
+    }
+
+    /// The devices and modules that the command line of this start names.
+    pub(super) fn named(&self) -> impl Iterator<Item = &String> {
+        self.named.iter().chain(&self.named_with_certificates)
     }
 
     /// The directory.
@@ -286,16 +294,16 @@ impl StateDir {
             registered.insert(id.clone(), Registered::new(&device.credential)),
             records.insert(id.clone(), record.clone()),
         );
-        let was_by_authority = before.0.as_ref().is_some_and(|before| before.authority);
+        let before_credential = before.0.as_ref().and_then(Registered::credential);
+        let was_by_authority = matches!(before_credential, Some(DeviceCredential::Authority));
         if let Err(error) = self.store(device, was_by_authority) {
-            let earlier = before.0.as_ref().and_then(Registered::credential);
             let is_new = before.1.is_none();
             let Secrets { registered, records, .. } = &mut self.secrets;
             registered.remove(id);
             records.remove(id);
             registered.extend(before.0.map(|stored| (id.clone(), stored)));
             records.extend(before.1.map(|record| (id.clone(), record)));
-            self.take_back_files(id, earlier, is_new);
+            self.take_back_files(id, before_credential, is_new);
             return Err(error);
         }
         Ok(())

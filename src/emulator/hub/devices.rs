@@ -107,6 +107,8 @@ impl Identity {
             DeviceCredential::Certificate(thumbprint) => thumbprint.to_hex(),
             DeviceCredential::Thumbprints { primary, secondary } => format!("{primary} {secondary:?}"),
             DeviceCredential::Authority => "authority".to_owned(),
+            // What the enrolment wants is not shown, so it does not count.
+            DeviceCredential::Issued(_) => "issued".to_owned(),
         };
         let hash = digest(&SHA256, format!("{:?} {text}", self.record).as_bytes());
         STANDARD.encode(hash.as_ref().get(..9).unwrap_or_default())

@@ -115,6 +115,9 @@ impl ClientFiles {
         own: Option<&PemPair>,
     ) -> Result<(), StateDirError> {
         match (credential, &self.served) {
+            (DeviceCredential::Issued(enrolled), _) => {
+                self.write(&Device { id: id.clone(), credential: (**enrolled).clone() }, generation, own)
+            }
             (DeviceCredential::Keys(keys), Some(served)) => {
                 self.write_strings(served, id, &keys.primary.expose_base64())?;
                 self.write_environment(served, id, generation)

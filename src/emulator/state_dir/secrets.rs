@@ -158,11 +158,11 @@ fn put_changes<T: Serialize>(
     Ok(())
 }
 
-/// A device that a back end has made or changed: with keys, with thumbprints, or with neither, if it signs in with a
-/// certificate of the authority.
+/// The credential of a device that a back end has made or changed: keys or thumbprints, and whether it signs in with a
+/// certificate of the authority, or may do so.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Registered {
+pub(in crate::emulator) struct Registered {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) keys: Option<StoredKeys>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -184,8 +184,9 @@ pub(super) struct StoredKeys {
 
 impl Registered {
     /// What is stored of a credential.
-    pub(super) fn new(credential: &DeviceCredential) -> Self {
+    pub(in crate::emulator) fn new(credential: &DeviceCredential) -> Self {
         let (keys, thumbprints) = match credential {
+            DeviceCredential::Issued(enrolled) => return Self { authority: true, ..Self::new(enrolled) },
             DeviceCredential::Keys(KeyPair { primary, secondary }) => {
                 let (primary, secondary) = (primary.expose_base64(), secondary.expose_base64());
                 (Some(StoredKeys { primary, secondary }), Vec::new())
@@ -201,15 +202,14 @@ impl Registered {
     }
 
     /// The credential, if it can be read.
-    pub(super) fn credential(&self) -> Option<DeviceCredential> {
-        if let Some(keys) = &self.keys {
-            return keys.read().map(DeviceCredential::Keys);
-        }
-        if self.authority {
-            return Some(DeviceCredential::Authority);
-        }
+    pub(in crate::emulator) fn credential(&self) -> Option<DeviceCredential> {
         let mut thumbprints = self.thumbprints.iter().cloned();
-        Some(DeviceCredential::Thumbprints { primary: thumbprints.next()?, secondary: thumbprints.next() })
+        let own = match (&self.keys, thumbprints.next()) {
+            (Some(keys), _) => DeviceCredential::Keys(keys.read()?),
+            (None, Some(primary)) => DeviceCredential::Thumbprints { primary, secondary: thumbprints.next() },
+            (None, None) => return self.authority.then_some(DeviceCredential::Authority),
+        };
+        Some(if self.authority { DeviceCredential::Issued(Box::new(own)) } else { own })
     }
 }
 
