@@ -38,6 +38,8 @@ pub(super) struct HubFile {
     hub: SharedHub,
     path: PathBuf,
     store: Arc<Mutex<Store>>,
+    /// Changes are written in the order in which they were taken.
+    order: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The file, and the changes that a failed write has left.
@@ -56,7 +58,12 @@ impl HubFile {
         let (journal, pieces) =
             Journal::open(&path, FORMAT).map_err(|error| StateDirError::of_hub(&path, error))?;
         let store = Store { journal, unwritten: Changes::new() };
-        let keeper = Self { hub: hub.clone(), path: path.clone(), store: Arc::new(Mutex::new(store)) };
+        let keeper = Self {
+            hub: hub.clone(),
+            path: path.clone(),
+            store: Arc::new(Mutex::new(store)),
+            order: Arc::default(),
+        };
         if path.exists() {
             let restored = hub.with(|hub, _| hub.restore(pieces));
             restored.map_err(|error| StateDirError::Hub { path, reason: error.to_string() })?;
@@ -104,8 +111,14 @@ impl HubFile {
     /// Writes what has changed, and returns whether that worked. The log has the reason of a failure. With `quietly`, a
     /// failure is not logged again, because the last write failed as well. The next write repeats what failed.
     pub(super) async fn write(&self, quietly: bool) -> bool {
+        let in_order = Arc::clone(&self.order).lock_owned().await;
         let (keeper, changes) = (self.clone(), self.hub.with(|hub, _| hub.take_changes()));
-        let failed = match tokio::task::spawn_blocking(move || keeper.write_now(changes)).await {
+        let written = tokio::task::spawn_blocking(move || {
+            let written = keeper.write_now(changes);
+            drop(in_order);
+            written
+        });
+        let failed = match written.await {
             Ok(Ok(())) => return true,
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),

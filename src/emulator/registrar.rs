@@ -4,10 +4,12 @@
 //!
 //! The state directory is written first, so that a change that a back end has seen confirmed survives a restart.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::hub::{Hub, Identity, TwinError, TwinWrite};
 use super::identity;
+use super::keeper::HubFile;
 use super::registry::{Device, DeviceCredential, IdentityRecord, KeyPair, edge_device_of};
 use super::shared::SharedHub;
 use super::state_dir::{StateDir, StateDirError, make_keys, new_record};
@@ -22,6 +24,10 @@ pub const MAX_DEVICES: usize = 10_000;
 pub(super) struct Registrar {
     hub: SharedHub,
     state: Arc<Mutex<StateDir>>,
+    /// The ids that the command line names.
+    named: Arc<BTreeSet<String>>,
+    /// The file of what the hub holds, if it is kept.
+    file: Option<HubFile>,
 }
 
 /// The wanted state of a device or a module.
@@ -125,7 +131,29 @@ pub(super) enum RegistrarError {
 impl Registrar {
     /// A registry over a hub and its state directory.
     pub(super) fn new(hub: SharedHub, state: StateDir) -> Self {
-        Self { hub, state: Arc::new(Mutex::new(state)) }
+        let named = Arc::new(state.named().cloned().collect());
+        Self { hub, state: Arc::new(Mutex::new(state)), named, file: None }
+    }
+
+    /// The same, with the file of what the hub holds.
+    pub(super) fn with_file(self, file: HubFile) -> Self {
+        Self { file: Some(file), ..self }
+    }
+
+    /// Whether the command line names this device or module.
+    pub(super) fn is_of_command_line(&self, id: &str) -> bool {
+        self.named.contains(id)
+    }
+
+    /// Writes now what the hub holds, and returns whether that worked. The log has the reason of a failure.
+    ///
+    /// # Cancel safety
+    /// If dropped early, it is still written.
+    pub(super) async fn save(&self) -> bool {
+        match &self.file {
+            Some(file) => file.write(false).await,
+            None => true,
+        }
     }
 
     /// The hub.
@@ -204,7 +232,7 @@ impl Registrar {
         &self,
         act: impl FnOnce(&SharedHub, &mut StateDir) -> T + Send + 'static,
     ) -> Result<T, RegistrarError> {
-        let Self { hub, state } = self.clone();
+        let Self { hub, state, .. } = self.clone();
         let changed = tokio::task::spawn_blocking(move || {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
             act(&hub, &mut state)
