@@ -161,7 +161,8 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         _ => None,
     };
     let hubs = Hubs::new(main, others);
-    let reception = Reception::new(provisioning, &hubs, (mqtt_address.port(), https_address.port()))?;
+    let ports = [mqtt_address.port(), amqp_address.port(), https_address.port()];
+    let reception = Reception::new(provisioning, &hubs, ports).await?;
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     if let Some(workload) = workload {
@@ -234,7 +235,7 @@ fn make_hub(
     // What was restored may be of a clock that was ahead.
     hub.move_clock(ClockSetting::Offset(moved))?;
     hub.with(|hub, _| hub.serve_events_at(amqp_port));
-    Ok((Registrar::new(hub, state), keeper))
+    Ok((Registrar::new(hub, state).with_file(keeper.clone()), keeper))
 }
 
 impl Emulator {

@@ -193,3 +193,43 @@ fn self_signed(params: &CertificateParams) -> Result<PemPair, rcgen::Error> {
     let certificate = params.self_signed(&key)?;
     Ok(PemPair { certificate: certificate.pem(), private_key: key.serialize_pem() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{DistinguishedName, PublicKeyData as _};
+    use x509_parser::certificate::X509Certificate;
+    use x509_parser::prelude::FromDer as _;
+
+    /// A request that asks for more than a device may have.
+    fn greedy(name: &str, key: &KeyPair) -> String {
+        let mut params = CertificateParams::new(vec!["hub.test".to_owned()]).expect("a name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        BASE64_STANDARD.encode(params.serialize_request(key).expect("a request").der())
+    }
+
+    #[test]
+    fn what_is_issued_is_for_one_device_whatever_the_request_asks_for() {
+        let now = SystemTime::UNIX_EPOCH + DAY * 20_000;
+        let issuer = DeviceIssuer::new(make_authority(now).expect("made"), DAY);
+        let key = KeyPair::generate().expect("a key");
+        let chain = issuer.sign(&greedy("pump-12", &key), "pump-12", now, None).expect("signed");
+        let der = BASE64_STANDARD.decode(&chain[0]).expect("base64");
+        let (_, leaf) = X509Certificate::from_der(&der).expect("a certificate");
+        assert!(!leaf.is_ca(), "it is no authority");
+        assert!(leaf.subject_alternative_name().expect("no damage").is_none(), "it has no other names");
+        let usage = leaf.key_usage().expect("no damage").expect("a usage").value;
+        assert!(usage.digital_signature() && !usage.key_cert_sign());
+        let usage = leaf.extended_key_usage().expect("no damage").expect("a usage").value;
+        assert!(usage.client_auth && !usage.server_auth);
+        assert_eq!(leaf.public_key().raw, key.subject_public_key_info());
+        for (other, id) in [("PUMP-12", "pump-12"), ("pump-12", "pump-13")] {
+            let said = issuer.sign(&greedy(other, &key), id, now, None).expect_err("refused");
+            assert_eq!(said, format!("the common name of csr is not {id}"));
+        }
+    }
+}

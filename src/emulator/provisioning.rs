@@ -9,13 +9,15 @@
 //!
 //! - `reception` is the door, and `claim` who asks there. `attestation` judges the proof.
 //! - `enrolment` is who may register, in the words of the service API; `allocation` chooses a hub.
-//! - `book` is the state machine, pure. `operations` are the registrations under way. `faults` are errors on purpose.
+//! - `book` is the state machine, pure. `registration` is what it keeps of a device, `operations` are the registrations
+//!   under way. `faults` are errors on purpose.
 //! - `request` and `answer` are the bodies. `issuing` is where a certificate would be issued.
-//! - `desk` joins the book with the hubs, and `store` is its file. `service` is what back ends do. `settings` are the
-//!   options of the command line, and `opening` what follows from them at the start.
+//! - `desk` joins the book with the hubs, `assigning` changes them, and `store` is its file. `service` is what back ends
+//!   do. `settings` are the options of the command line, and `opening` what follows from them at the start.
 
 mod allocation;
 mod answer;
+mod assigning;
 mod attestation;
 mod book;
 mod claim;
@@ -26,6 +28,7 @@ mod issuing;
 mod opening;
 mod operations;
 mod reception;
+mod registration;
 mod request;
 mod service;
 mod settings;

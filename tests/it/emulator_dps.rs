@@ -15,6 +15,8 @@ mod back_end;
 pub(crate) mod client;
 mod https;
 mod hubs;
+mod interrupted;
+mod issued;
 
 use client::{ANSWERS, Client, device_key, registered, token};
 
@@ -83,10 +85,11 @@ fn a_registration_goes_from_puback_to_assigned_and_the_device_signs_in_at_its_hu
 fn an_unknown_id_and_a_wrong_key_are_refused_in_band_with_one_body() {
     let emulator = Emulator::start_with(&["--dps-device", "reg-01", "--dps-group", "fleet"]);
     let wrong = SharedAccessKey::from_bytes([9; 32]);
-    for id in ["reg-01", "reg-02"] {
+    // The proof comes first: without it, a client does not learn what is wrong with its request either.
+    for (id, body) in [("reg-01", ""), ("reg-02", ""), ("reg-01", "<html>")] {
         let mut client = Client::sign_in(&emulator, id, &token(id, &wrong));
         client.subscribe(&[(ANSWERS, QoS::AtLeastOnce)]);
-        client.publish(&format!("{REGISTER}1"), QoS::AtMostOnce, "");
+        client.publish(&format!("{REGISTER}1"), QoS::AtMostOnce, body);
         let answer = client.answer();
         assert_eq!(answer.topic, "$dps/registrations/res/401/?$rid=1");
         let body: Value = serde_json::from_slice(&answer.payload).expect("JSON");
@@ -206,12 +209,9 @@ fn any_device_of_a_group_registers_with_a_derived_key() {
 }
 
 #[test]
-fn a_device_of_a_group_loses_its_well_known_key_with_the_start_that_had_it() {
+fn well_known_keys_end_with_the_start_that_had_them() {
     let dir = tempfile::tempdir().expect("a directory");
-    let start = |option: &[&str]| {
-        let arguments = [&["--dps-group", "fleet"][..], option].concat();
-        Emulator::start_in(&dir.path().join("state"), "0", "0", &arguments)
-    };
+    let start = |option: &[&str]| Emulator::start_in(&dir.path().join("state"), "0", "0", option);
     let key = |emulator: &Emulator| {
         let text = std::fs::read_to_string(emulator.state.join("dps/groups/fleet.key")).expect("a key");
         let group = SharedAccessKey::from_base64(&text).expect("base64");
@@ -221,17 +221,27 @@ fn a_device_of_a_group_loses_its_well_known_key_with_the_start_that_had_it() {
         let connect = client::hub_connect("pump-1", key, "localhost");
         Client::dial(emulator, None).connack_to(connect) == ConnectReturnCode::Success
     };
-    let emulator = start(&["--well-known-keys"]);
-    let known = key(&emulator);
+    let emulator = start(&["--dps-group", "fleet", "--dps-device", "reg-01", "--well-known-keys"]);
+    let (known, known_of_one) = (key(&emulator), device_key(&emulator, "reg-01"));
     registered(&emulator, "pump-1", &known, "");
     assert!(signs_in(&emulator, &known));
+    // A back end changes the enrolment, and keeps its keys.
+    let body = json!({ "registrationId": "reg-01", "attestation": { "type": "symmetricKey" } });
+    let changed = back_end::BackEnd::of(&emulator).ask("PUT /enrollments/reg-01", "If-Match: *\r\n", &body);
+    assert_eq!(changed.status, 200, "{changed:?}");
     assert_eq!(emulator.process.terminate(), Some(0));
 
+    // Also where this start has no provisioning service.
     let emulator = start(&[]);
+    assert!(!signs_in(&emulator, &known));
+    assert_eq!(emulator.process.terminate(), Some(0));
+    let emulator = start(&["--dps-group", "fleet"]);
     let own = key(&emulator);
     assert!(own != known && !signs_in(&emulator, &known));
     registered(&emulator, "pump-1", &own, "");
     assert!(signs_in(&emulator, &own));
+    let refused = client::polled(&emulator, "reg-01", &known_of_one, "");
+    assert_eq!(refused[0].0, 401, "the enrolment of the back end has another key now");
 }
 
 #[test]

@@ -31,8 +31,8 @@ pub(super) type DpsReply = Message<Data>;
 pub(super) struct Enrollee {
     pub(super) desk: ProvisioningDesk,
     pub(super) claim: RegistrationClaim,
-    /// The port of the hubs' MQTT, if a client would dial another one.
-    pub(super) mqtt_port: Option<u16>,
+    /// The port of the hubs' AMQP, if a client would dial another one.
+    pub(super) port: Option<u16>,
     id_scope: String,
     pub(super) queue: mpsc::Sender<DpsReply>,
     /// The link that sends answers holds the lock.
@@ -120,10 +120,10 @@ impl ConnectionDoor {
             registration_id = claim.registration_id,
             "a device asks the provisioning service over AMQP"
         );
-        let (mqtt_port, id_scope) = (self.reception.mqtt_port, id_scope.to_owned());
+        let (port, id_scope) = (self.reception.amqp_port, id_scope.to_owned());
         let (queue, replies) = mpsc::channel(MAX_WAITING);
         let replies = Mutex::new(replies);
-        Ok(Arc::new(Enrollee { desk, claim, mqtt_port, id_scope, queue, replies }))
+        Ok(Arc::new(Enrollee { desk, claim, port, id_scope, queue, replies }))
     }
 }
 

@@ -98,7 +98,7 @@ async fn answer(question: Message<Body<Value>>, enrollee: &Enrollee) -> Result<D
             let body = convert::body(question.body).map_err(|refusal| Error::from(&refusal))?;
             desk.register(claim, &body).await
         }
-        (Some(POLL), Some(operation)) => desk.poll(claim, &operation, enrollee.mqtt_port).await,
+        (Some(POLL), Some(operation)) => desk.poll(claim, &operation, enrollee.port).await,
         (Some(POLL), None) => {
             return Err(Error::from(&LinkRefusal::argument(format!("the message lacks {OPERATION_ID}"))));
         }

@@ -127,9 +127,8 @@ impl DpsRefusal {
     }
 
     /// 429.
-    pub(super) fn throttled() -> Self {
+    pub(super) fn throttled(reason: &str) -> Self {
         let said = "Too many requests: the service is throttling.";
-        let reason = "the fault dps-throttle";
         Self { retry_after: Some(RETRY_AFTER), ..Self::new(429, 429_001, said, reason) }
     }
 

@@ -44,8 +44,9 @@ impl EnrolmentKind {
 }
 
 impl Attestation {
-    /// Judges a proof. Certificates must be valid at `now`, the real time. Returns what the device must prove at its
-    /// hub from now on.
+    /// Judges a proof. `spelling` is the registration id as it was first written: the key of a group's device derives
+    /// from it, so that it is the same key however the client writes the id. Certificates must be valid at `now`, the
+    /// real time. Returns what the device must prove at its hub from now on.
     ///
     /// # Errors
     /// The reason, for the log.
@@ -53,6 +54,7 @@ impl Attestation {
         &self,
         kind: EnrolmentKind,
         claim: &RegistrationClaim,
+        spelling: &str,
         now: SystemTime,
     ) -> Result<DeviceCredential, String> {
         let id = claim.registration_id.as_str();
@@ -60,10 +62,15 @@ impl Attestation {
             (Self::Keys(keys), Proof::Token(token)) => {
                 let own = match kind {
                     EnrolmentKind::Individual => keys.clone(),
-                    EnrolmentKind::Group => derived(keys, id),
+                    EnrolmentKind::Group => derived(keys, spelling),
                 };
-                if token.is_signed_by(&own.primary) || token.is_signed_by(&own.secondary) {
+                if own.signed(token) {
                     return Ok(DeviceCredential::Keys(own));
+                }
+                if kind == EnrolmentKind::Group && spelling != id && derived(keys, id).signed(token) {
+                    return Err(format!(
+                        "the key derives from \"{id}\", but the device registered as \"{spelling}\": derive it from that"
+                    ));
                 }
                 Err("the token's signature does not match: it was made with another key".to_owned())
             }
@@ -117,7 +124,7 @@ impl Attestation {
 }
 
 /// The keys of one device of a group.
-pub(super) fn derived(group: &KeyPair, registration_id: &str) -> KeyPair {
+fn derived(group: &KeyPair, registration_id: &str) -> KeyPair {
     let key = |key: &SharedAccessKey| SharedAccessKey::from_bytes(key.digest(registration_id.as_bytes()));
     KeyPair { primary: key(&group.primary), secondary: key(&group.secondary) }
 }
@@ -157,15 +164,16 @@ mod tests {
         let group = key("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
         let attestation = Attestation::Keys(KeyPair { primary: key("c2Vjb25k"), secondary: group.clone() });
         let device = key("loIcOklwYeGOA435V7aqfiADrvH7eV6ntyrboHz4F4E=");
-        let judged = attestation.judge(EnrolmentKind::Group, &by_token("reg-01", &device), NOW);
+        let judged = attestation.judge(EnrolmentKind::Group, &by_token("reg-01", &device), "reg-01", NOW);
         let Ok(DeviceCredential::Keys(keys)) = judged else { panic!("{judged:?}") };
         assert_eq!(keys.secondary, device);
         for (id, wrong) in [("reg-02", &device), ("reg-01", &group)] {
             let said =
-                attestation.judge(EnrolmentKind::Group, &by_token(id, wrong), NOW).expect_err("refused");
+                attestation.judge(EnrolmentKind::Group, &by_token(id, wrong), id, NOW).expect_err("refused");
             assert!(said.contains("another key"), "{said}");
         }
-        assert!(attestation.judge(EnrolmentKind::Individual, &by_token("reg-01", &group), NOW).is_ok());
+        let own = attestation.judge(EnrolmentKind::Individual, &by_token("reg-01", &group), "reg-01", NOW);
+        assert!(own.is_ok());
     }
 
     #[test]
@@ -173,13 +181,18 @@ mod tests {
         let now = NOW + Duration::from_secs(1_800_000_000);
         let [own, other] = ["a", "a"].map(|name| make_device(name, now).expect("made").certificate);
         let attestation = Attestation::Certificates(vec![der(&own)]);
-        let judge = |claim| attestation.judge(EnrolmentKind::Individual, &claim, now);
+        let judge = |claim| attestation.judge(EnrolmentKind::Individual, &claim, "a", now);
         let Ok(DeviceCredential::Thumbprints { primary, secondary: None }) = judge(by_certificate("A", &own))
         else {
             panic!("refused")
         };
         assert_eq!(primary, Thumbprint::of(&der(&own)).to_hex());
         assert!(judge(by_certificate("a", &other)).expect_err("refused").contains("not the enrolled one"));
+        for then in [NOW, now + Duration::from_secs(11 * 365 * 24 * 3600)] {
+            let claim = by_certificate("a", &own);
+            let said = attestation.judge(EnrolmentKind::Individual, &claim, "a", then).expect_err("refused");
+            assert!(said.contains("not valid yet, or not any more"), "{said}");
+        }
         assert!(judge(by_certificate("b", &own)).expect_err("refused").contains("for \"a\""));
         assert!(judge(by_token("a", &key("eA=="))).expect_err("refused").contains("has sent a token"));
     }
@@ -191,7 +204,8 @@ mod tests {
         let attestation =
             Attestation::Certificates(vec![der(&foreign.certificate), der(&authority.certificate)]);
         let own = make_vouched_device(&authority, "a", now).expect("made").certificate;
-        let judge = |pem: &str, now| attestation.judge(EnrolmentKind::Group, &by_certificate("a", pem), now);
+        let judge =
+            |pem: &str, now| attestation.judge(EnrolmentKind::Group, &by_certificate("a", pem), "a", now);
         assert!(judge(&own, now).is_ok());
         let expired = judge(&own, now + Duration::from_secs(11 * 365 * 24 * 3600)).expect_err("refused");
         assert!(expired.contains("does not lead to the authority"), "{expired}");

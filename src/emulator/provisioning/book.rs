@@ -4,12 +4,11 @@
 //! how a hub is changed, files, protocols.
 //!
 //! Source: wire reference 12. A choice: registration ids are compared without case, and a key of a group derives from
-//! the id as the client wrote it.
+//! the id as the client wrote it when it first registered.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -20,6 +19,7 @@ use super::claim::RegistrationClaim;
 use super::enrolment::EnrolmentRecord;
 use super::faults::{DpsFault, DpsFaultName, DpsFaults};
 use super::operations::{Operation, Operations};
+use super::registration::{Allotment, RegistrationRecord, Substatus};
 use crate::emulator::registry::DeviceCredential;
 use crate::message::format_time;
 
@@ -37,47 +37,10 @@ pub(super) struct ProvisioningBook {
     enrolments: BTreeMap<(EnrolmentKind, String), EnrolmentRecord>,
     /// By registration id in small letters.
     registrations: BTreeMap<String, RegistrationRecord>,
+    /// What was begun at the hubs and not finished, in the same way.
+    begun: BTreeMap<String, Allotment>,
     operations: Operations,
     pub(super) faults: DpsFaults,
-}
-
-/// A device that has a hub.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(in crate::emulator) struct RegistrationRecord {
-    /// As the client wrote it at first.
-    pub(in crate::emulator) registration_id: String,
-    /// The enrolment group; `None` for an individual enrolment.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(in crate::emulator) group: Option<String>,
-    /// The hub's own name.
-    pub(in crate::emulator) hub: String,
-    pub(in crate::emulator) device_id: String,
-    pub(in crate::emulator) substatus: Substatus,
-    pub(in crate::emulator) created: SystemTime,
-    pub(in crate::emulator) updated: SystemTime,
-}
-
-/// What the last registration did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(in crate::emulator) enum Substatus {
-    InitialAssignment,
-    DeviceDataMigrated,
-    DeviceDataReset,
-}
-
-/// What is to be done at the hubs for a registration.
-#[derive(Debug, Clone)]
-pub(super) struct Allotment {
-    pub(super) record: RegistrationRecord,
-    pub(super) credential: DeviceCredential,
-    pub(super) is_edge: bool,
-    /// Tags and desired properties of a device that is new at its hub.
-    pub(super) initial_twin: Option<Value>,
-    /// The hub and the device id that the device leaves.
-    pub(super) leaves: Option<(String, String)>,
-    pub(super) echoes: bool,
 }
 
 /// What becomes of a registration that was let in.
@@ -96,6 +59,7 @@ impl ProvisioningBook {
             id_scope,
             enrolments: BTreeMap::new(),
             registrations: BTreeMap::new(),
+            begun: BTreeMap::new(),
             operations: Operations::default(),
             faults: DpsFaults::default(),
         }
@@ -137,8 +101,29 @@ impl ProvisioningBook {
     }
 
     /// Removes a registration. The device stays at its hub.
-    pub(super) fn remove_registration(&mut self, id: &str) -> bool {
-        self.registrations.remove(&id.to_ascii_lowercase()).is_some()
+    pub(super) fn remove_registration(&mut self, id: &str) {
+        self.registrations.remove(&id.to_ascii_lowercase());
+        self.give_up(id);
+    }
+
+    /// Notes what is begun at the hubs.
+    pub(super) fn note_begun(&mut self, allotment: Allotment) {
+        self.begun.insert(allotment.record.registration_id.to_ascii_lowercase(), allotment);
+    }
+
+    /// What was begun for a registration and not finished.
+    pub(super) fn begun(&self, id: &str) -> Option<&Allotment> {
+        self.begun.get(&id.to_ascii_lowercase())
+    }
+
+    /// All that was begun and not finished.
+    pub(super) fn all_begun(&self) -> Vec<Allotment> {
+        self.begun.values().cloned().collect()
+    }
+
+    /// Forgets what was begun.
+    pub(super) fn give_up(&mut self, id: &str) {
+        self.begun.remove(&id.to_ascii_lowercase());
     }
 
     /// The registrations, sorted by id.
@@ -152,24 +137,22 @@ impl ProvisioningBook {
     /// # Errors
     /// 401.
     pub(super) fn admit(
-        &mut self,
+        &self,
         claim: &RegistrationClaim,
         real: SystemTime,
     ) -> Result<(&EnrolmentRecord, DeviceCredential), DpsRefusal> {
         let id = claim.registration_id.as_str();
-        if self.faults.use_up(id, DpsFaultName::Refuse) {
-            return Err(DpsRefusal::unauthorized("the fault dps-refuse"));
-        }
+        let spelling = self.registration(id).map_or(id, |present| &present.registration_id);
         if claim.has_expired(real) {
             return Err(DpsRefusal::unauthorized("the token has expired"));
         }
         if let Some(own) = self.enrolment(EnrolmentKind::Individual, id) {
-            let judged = own.attestation.judge(own.kind, claim, real);
+            let judged = own.attestation.judge(own.kind, claim, spelling, real);
             return judged.map(|credential| (own, credential)).map_err(DpsRefusal::unauthorized);
         }
         let mut reason = format!("no enrolment is for \"{id}\"");
         for group in self.enrolments.values().filter(|own| own.kind == EnrolmentKind::Group) {
-            match group.attestation.judge(group.kind, claim, real) {
+            match group.attestation.judge(group.kind, claim, spelling, real) {
                 Ok(credential) => return Ok((group, credential)),
                 Err(wrong) => reason = format!("{reason}, and group \"{}\" refuses it: {wrong}", group.id),
             }
@@ -177,11 +160,20 @@ impl ProvisioningBook {
         Err(DpsRefusal::unauthorized(reason.chars().take(MAX_REASON).collect::<String>()))
     }
 
-    /// Decides about a request to register. `hubs` are the names of all hubs; `now` is the time by the emulator's clock.
-    /// A decision to assign changes nothing yet; see [`Self::assigned`].
+    /// Lets a client in that wants to register: before its request is read, and before it waits for others.
     ///
     /// # Errors
-    /// The errors of [`Self::admit`] and of faults, and 403 if there are too many registrations.
+    /// The errors of faults and of [`Self::admit`].
+    pub(super) fn receive(&mut self, claim: &RegistrationClaim, real: SystemTime) -> Result<(), DpsRefusal> {
+        self.fail(&claim.registration_id)?;
+        self.admit(claim, real).map(drop)
+    }
+
+    /// Decides about a request to register. `hubs` are the names of all hubs; `now` is the time by the emulator's clock.
+    /// It changes nothing; see [`Self::assigned`].
+    ///
+    /// # Errors
+    /// The errors of [`Self::admit`], 403 if there are too many registrations, and 429 if too many are under way.
     pub(super) fn decide(
         &mut self,
         claim: &RegistrationClaim,
@@ -190,9 +182,13 @@ impl ProvisioningBook {
         now: SystemTime,
     ) -> Result<Decision, DpsRefusal> {
         let id = claim.registration_id.clone();
-        self.fail(&id)?;
         let (enrolment, credential) = self.admit(claim, real)?;
         let enrolment = enrolment.clone();
+        if !self.operations.has_room(&id.to_ascii_lowercase(), real) {
+            return Err(DpsRefusal::throttled(
+                "too many registrations are under way: the client comes again",
+            ));
+        }
         if let Some(DpsFault::Failed(code)) = self.faults.get(&id, DpsFaultName::Failed) {
             return Ok(Decision::End(Ending::Failed(code, failure(code).to_owned())));
         }
@@ -255,13 +251,14 @@ impl ProvisioningBook {
             is_edge,
             initial_twin,
             leaves,
+            is_new: false,
             echoes,
         })))
     }
 
     /// The hub for a device.
     fn allocate(
-        &mut self,
+        &self,
         enrolment: &EnrolmentRecord,
         id: &str,
         before: Option<&RegistrationRecord>,
@@ -275,7 +272,7 @@ impl ProvisioningBook {
         };
         let present = before.and_then(|before| linked(&before.hub));
         if let Some(present) = present
-            && self.faults.use_up(id, DpsFaultName::Move)
+            && self.faults.get(id, DpsFaultName::Move).is_some()
         {
             let Some(next) = another(hubs, present) else {
                 tracing::warn!(registration_id = id, "the fault dps-move needs a second hub (--hub)");
@@ -294,25 +291,32 @@ impl ProvisioningBook {
         enrolment.allocation.choose(&counted, present).map(str::to_owned)
     }
 
-    /// Records what was done at the hubs.
+    /// Records what was done at the hubs. Only a device that has moved uses up the fault that moves devices.
     pub(super) fn assigned(&mut self, record: RegistrationRecord) {
+        let before = self.registration(&record.registration_id);
+        if before.is_some_and(|before| !before.hub.eq_ignore_ascii_case(&record.hub)) {
+            self.faults.use_up(&record.registration_id, DpsFaultName::Move);
+        }
+        self.give_up(&record.registration_id);
         self.restore(record);
     }
 
-    /// Begins the operation that a client asks after, and returns the answer to its request.
+    /// Begins the operation that a client asks after, and returns the answer to its request. It has an id that is
+    /// unique, and the real time.
     pub(super) fn begin(
         &mut self,
         claim: &RegistrationClaim,
         ending: Ending,
         extra: Vec<(&'static str, Value)>,
-        unique: Uuid,
+        (unique, asked): (Uuid, SystemTime),
     ) -> DpsAnswer {
         let id = claim.registration_id.as_str();
         let assigning = match self.faults.get(id, DpsFaultName::Assigning) {
             Some(DpsFault::Assigning(times)) => times,
             _ => 0,
         };
-        let operation = Operation { registration: id.to_ascii_lowercase(), ending, assigning, extra };
+        let registration = id.to_ascii_lowercase();
+        let operation = Operation { registration, ending, assigning, extra, asked };
         DpsAnswer::assigning(&self.operations.begin(operation, unique), None)
     }
 
@@ -333,7 +337,7 @@ impl ProvisioningBook {
         self.admit(claim, real)?;
         let key = id.to_ascii_lowercase();
         let missing = || DpsRefusal::not_found("there is no such operation of this registration");
-        let operation = self.operations.get_mut(operation_id, &key).ok_or_else(missing)?;
+        let operation = self.operations.get_mut(operation_id, &key, real).ok_or_else(missing)?;
         if operation.assigning > 0 {
             operation.assigning -= 1;
             return Ok(DpsAnswer::assigning(operation_id, Some(id)));
@@ -380,41 +384,15 @@ impl ProvisioningBook {
     /// The faults that end any request.
     fn fail(&mut self, id: &str) -> Result<(), DpsRefusal> {
         if self.faults.use_up(id, DpsFaultName::Throttle) {
-            return Err(DpsRefusal::throttled());
+            return Err(DpsRefusal::throttled("the fault dps-throttle"));
         }
         if self.faults.use_up(id, DpsFaultName::Error) {
             return Err(DpsRefusal::internal("the fault dps-error"));
         }
+        if self.faults.use_up(id, DpsFaultName::Refuse) {
+            return Err(DpsRefusal::unauthorized("the fault dps-refuse"));
+        }
         Ok(())
-    }
-}
-
-impl RegistrationRecord {
-    /// The registration in JSON.
-    pub(in crate::emulator) fn show(&self, port: Option<u16>) -> Value {
-        let hub = match port {
-            Some(port) => {
-                crate::credentials::HostPort { name: self.hub.clone(), port: Some(port) }.to_string()
-            }
-            None => self.hub.clone(),
-        };
-        json!({
-            "registrationId": self.registration_id,
-            "createdDateTimeUtc": format_time(self.created),
-            "assignedHub": hub,
-            "deviceId": self.device_id,
-            "status": "assigned",
-            "substatus": self.substatus,
-            "lastUpdatedDateTimeUtc": format_time(self.updated),
-            "etag": self.etag(),
-        })
-    }
-
-    /// Changes with each registration.
-    pub(in crate::emulator) fn etag(&self) -> String {
-        use base64::Engine as _;
-        let hash = ring::digest::digest(&ring::digest::SHA256, format!("{self:?}").as_bytes());
-        base64::engine::general_purpose::STANDARD.encode(hash.as_ref().get(..9).unwrap_or_default())
     }
 }
 

@@ -1,28 +1,24 @@
 //! Where clients register: the book, its file and the hubs together.
 //!
-//! Owns: the order of what is done for a registration, and that it is done for one client at a time. Must not know:
-//! protocols, how a proof is judged.
-//!
-//! The device is made at its hub first, then the registration is written, then the client is told. A crash in between
-//! leaves a device that the next registration finds as it should be.
+//! Owns: who is answered when, and that registrations are made one at a time and to their end. Must not know: protocols,
+//! how a proof is judged, what is done at a hub.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use serde_json::{Map, Value};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::answer::{DpsAnswer, DpsRefusal, Ending};
-use super::book::{Allotment, Decision, ProvisioningBook, Substatus};
+use super::book::{Decision, ProvisioningBook};
 use super::claim::RegistrationClaim;
 use super::faults::{DpsFault, DpsFaultError, DpsFaultName, DpsFaultOrder};
-use super::issuing;
 use super::request::RegisterRequest;
 use super::store::ProvisioningStore;
-use crate::emulator::hub::TwinWrite;
 use crate::emulator::hubs::Hubs;
-use crate::emulator::registrar::{Expected, Registrar, RegistrarError, Wanted, WantedCredential};
-use crate::emulator::registry::{Device, KeyPair};
+use crate::emulator::registrar::Registrar;
+use crate::emulator::registry::KeyPair;
 use crate::emulator::state_dir::StateDirError;
 
 /// The provisioning service. All clones are one service.
@@ -37,7 +33,9 @@ struct DeskState {
     /// The keys of back ends.
     owner: KeyPair,
     /// Two registrations of one device at a time could make it at two hubs.
-    one_at_a_time: tokio::sync::Mutex<()>,
+    one_at_a_time: Arc<tokio::sync::Mutex<()>>,
+    /// The registration under way.
+    work: Mutex<JoinSet<()>>,
 }
 
 impl ProvisioningDesk {
@@ -49,7 +47,8 @@ impl ProvisioningDesk {
             store: Mutex::new(store),
             hubs,
             owner,
-            one_at_a_time: tokio::sync::Mutex::default(),
+            one_at_a_time: Arc::default(),
+            work: Mutex::default(),
         }))
     }
 
@@ -66,7 +65,7 @@ impl ProvisioningDesk {
     /// Registers a device. The answer is 202; what became of it, [`Self::poll`] tells.
     ///
     /// # Cancel safety
-    /// If dropped early, the device may have been made at its hub already. The next registration goes on from there.
+    /// If dropped early, what was begun at the hubs is finished all the same.
     pub(in crate::emulator) async fn register(&self, claim: &RegistrationClaim, body: &[u8]) -> DpsAnswer {
         self.wait_for_fault(claim).await;
         let registration_id = claim.registration_id.as_str();
@@ -117,8 +116,13 @@ impl ProvisioningDesk {
     }
 
     /// Waits until no other task changes enrolments or registrations, and keeps them away.
-    pub(super) async fn one_at_a_time(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.0.one_at_a_time.lock().await
+    pub(super) async fn one_at_a_time(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        Arc::clone(&self.0.one_at_a_time).lock_owned().await
+    }
+
+    /// The hub that has this host name.
+    pub(super) fn hub_named(&self, host: &str) -> Option<&Registrar> {
+        self.0.hubs.named(host)
     }
 
     /// Sets a fault.
@@ -181,8 +185,35 @@ impl ProvisioningDesk {
     }
 
     async fn try_register(&self, claim: &RegistrationClaim, body: &[u8]) -> Result<DpsAnswer, DpsRefusal> {
+        // The proof comes first: a client that has none costs nothing more.
+        let (real, _) = self.times();
+        self.with(|book| book.receive(claim, real))?;
         let request = RegisterRequest::read(&claim.registration_id, body)?;
-        let _one_at_a_time = self.one_at_a_time().await;
+        let one_at_a_time = self.one_at_a_time().await;
+        let (own, claim) = (self.clone(), claim.clone());
+        // A task of its own goes on when the client has gone. There is one at a time, because it holds the lock.
+        let (tell, told) = oneshot::channel();
+        {
+            let mut work = self.0.work.lock().unwrap_or_else(PoisonError::into_inner);
+            while work.try_join_next().is_some() {}
+            work.spawn(async move {
+                // If the client has gone, its answer is lost, and it registers again.
+                drop(tell.send(own.register_alone(&claim, request).await));
+                drop(one_at_a_time);
+            });
+        }
+        told.await.unwrap_or_else(|_| Err(DpsRefusal::internal("the registration was given up")))
+    }
+
+    async fn register_alone(
+        &self,
+        claim: &RegistrationClaim,
+        request: RegisterRequest,
+    ) -> Result<DpsAnswer, DpsRefusal> {
+        let begun = self.with(|book| book.begun(&claim.registration_id).cloned());
+        if let Some(begun) = begun.filter(|begun| self.hub_named(&begun.record.hub).is_some()) {
+            self.carry_out(&begun).await?;
+        }
         let (real, now) = self.times();
         let names: Vec<&str> = self.0.hubs.names().collect();
         let decision = self.with(|book| book.decide(claim, &names, real, now))?;
@@ -201,60 +232,7 @@ impl ProvisioningDesk {
             }
             Decision::Assign(allotment) => (Ending::Assigned, self.assign(*allotment, request, real).await?),
         };
-        Ok(self.with(|book| book.begin(claim, ending, extra, Uuid::new_v4())))
-    }
-
-    /// Does at the hubs what was decided, and records it. Returns what the answer has beside the registration.
-    async fn assign(
-        &self,
-        mut allotment: Allotment,
-        request: RegisterRequest,
-        real: SystemTime,
-    ) -> Result<Vec<(&'static str, Value)>, DpsRefusal> {
-        let hub = self.0.hubs.main().hub();
-        let issued = request.csr.map(|csr| issuing::issued_chain(&mut allotment, &csr, hub, real));
-        let chain = issued.transpose().map_err(DpsRefusal::bad_request)?.flatten();
-        let Allotment { record, credential, is_edge, initial_twin, leaves, echoes } = allotment;
-        let missing = || DpsRefusal::internal(format!("there is no hub \"{}\"", record.hub));
-        let registrar = self.0.hubs.named(&record.hub).ok_or_else(missing)?;
-        let device = Device { id: record.device_id.clone(), credential };
-        let is_new = make(registrar, device, is_edge).await.map_err(|error| match error {
-            RegistrarError::TooMany => DpsRefusal::full(error.to_string()),
-            error => DpsRefusal::internal(error.to_string()),
-        })?;
-        if is_new {
-            let migrates = record.substatus == Substatus::DeviceDataMigrated;
-            let old = leaves.as_ref().filter(|_| migrates).and_then(|(hub, device_id)| {
-                let hub = self.0.hubs.named(hub)?.hub();
-                hub.with(|hub, _| Some((hub.twin_tags(device_id), hub.twin_properties(device_id)?)))
-            });
-            write_twin(registrar, &record.device_id, old, initial_twin.as_ref());
-        }
-        if let Some((hub, device_id)) = &leaves
-            && let Some(left) = self.0.hubs.named(hub)
-            // It may be another name of the same hub.
-            && !(std::ptr::eq(left, registrar) && *device_id == record.device_id)
-        {
-            match left.delete(device_id.clone(), Expected::Any).await {
-                Ok(()) | Err(RegistrarError::Missing(_)) => {}
-                Err(error) => return Err(DpsRefusal::internal(error.to_string())),
-            }
-        }
-        let (id, kept) = (record.registration_id.clone(), record.clone());
-        let written = self.store(move |store| store.write_registration(&id, Some(&kept))).await;
-        written.map_err(DpsRefusal::internal)?;
-        tracing::info!(
-            registration_id = record.registration_id,
-            device_id = record.device_id,
-            hub = record.hub,
-            group = record.group,
-            left = leaves.map(|(hub, _)| hub),
-            "a device registered at the provisioning service"
-        );
-        self.with(|book| book.assigned(record));
-        self.note_change();
-        let payload = request.payload.filter(|_| echoes).map(|payload| ("payload", payload));
-        Ok(payload.into_iter().chain(chain.map(|chain| ("issuedCertificateChain", chain.into()))).collect())
+        Ok(self.with(|book| book.begin(claim, ending, extra, (Uuid::new_v4(), real))))
     }
 
     async fn wait_for_fault(&self, claim: &RegistrationClaim) {
@@ -270,55 +248,4 @@ impl ProvisioningDesk {
         tracing::warn!(registration_id, status, %tracking_id, "refused {what}: {reason}");
         refusal.answer(tracking_id, self.times().1)
     }
-}
-
-/// Makes the device, or gives it its credential if that is another one. Returns whether it is new.
-async fn make(registrar: &Registrar, device: Device, is_edge: bool) -> Result<bool, RegistrarError> {
-    let present = registrar.hub().with(|hub, _| hub.identity(&device.id));
-    let (is_new, enabled, reason) = match present {
-        // Nothing is reset: neither what a back end has changed, nor queue and twin.
-        Some(present) if present.device.credential == device.credential => return Ok(false),
-        Some(present) => (false, present.record.enabled, present.record.status_reason),
-        None => (true, true, None),
-    };
-    let wanted = Wanted {
-        id: device.id,
-        credential: WantedCredential::Given(device.credential),
-        enabled,
-        status_reason: reason,
-        is_edge: is_edge.then_some(true),
-        device_scope: None,
-        parent_scope: None,
-        managed_by: None,
-    };
-    registrar.put(wanted, Expected::AnyOrMissing).await.map(|_| is_new)
-}
-
-/// Writes the twin of a device that is new at its hub: the one that it had at another hub, or the one of its enrolment.
-fn write_twin(registrar: &Registrar, device_id: &str, old: Option<(Value, Value)>, initial: Option<&Value>) {
-    let (tags, desired, reported) = match (old, initial) {
-        (Some((tags, properties)), _) => {
-            (own_fields(&tags), own_fields(&properties["desired"]), own_fields(&properties["reported"]))
-        }
-        (None, Some(initial)) => {
-            (own_fields(&initial["tags"]), own_fields(&initial["properties"]["desired"]), Map::new())
-        }
-        (None, None) => return,
-    };
-    let written = registrar.hub().with(|hub, now| {
-        hub.write_twin(device_id, TwinWrite::Replace { tags, desired }, None, now)?;
-        if reported.is_empty() { Ok(0) } else { hub.patch_reported(device_id, &reported.into(), now) }
-    });
-    if let Err(error) = written {
-        tracing::warn!(device_id, "the twin of a new device could not be written: {error}");
-    }
-}
-
-/// The fields that are no metadata of the hub.
-fn own_fields(section: &Value) -> Map<String, Value> {
-    let fields = section.as_object().into_iter().flatten();
-    fields
-        .filter(|(name, _)| !name.starts_with('$'))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
 }

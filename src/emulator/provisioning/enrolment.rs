@@ -6,6 +6,7 @@
 //! former lacks: allocation, re-provisioning, capabilities, symmetric keys. The file of the service holds the same JSON.
 //! Fields that this emulator does not know are ignored.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -205,7 +206,8 @@ impl EnrolmentBody {
                 hubs.len()
             ));
         }
-        hubs.dedup_by(|one, before| one.eq_ignore_ascii_case(before));
+        let mut named = BTreeSet::new();
+        hubs.retain(|hub| named.insert(hub.to_ascii_lowercase()));
         let time = |text: Option<String>| text.as_deref().and_then(parse_time);
         let stored = self.echoes_payload;
         Ok(EnrolmentRecord {
@@ -454,6 +456,19 @@ mod tests {
         let bare = json!({ "attestation": { "type": "symmetricKey" } });
         let bare = read(EnrolmentKind::Group, bare, Some(&made)).expect("an enrolment");
         assert_eq!((bare.allocation, bare.hubs.len()), (AllocationPolicy::Hashed, 0));
+    }
+
+    #[test]
+    fn hubs_are_named_once_and_only_as_many_as_there_can_be() {
+        let named = |hubs: Vec<String>| {
+            let sent = json!({ "attestation": { "type": "symmetricKey" }, "iotHubs": hubs });
+            read(EnrolmentKind::Individual, sent, None)
+        };
+        let made = named(["b", "a", "B"].map(str::to_owned).to_vec()).expect("an enrolment");
+        assert_eq!(made.hubs, ["b", "a"]);
+        let many: Vec<_> = (0..=MAX_HUBS).map(|number| format!("h{number}")).collect();
+        let said = named(many).expect_err("refused");
+        assert!(said.starts_with("iotHubs has 17 names"), "{said}");
     }
 
     proptest! {

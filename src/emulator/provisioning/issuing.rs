@@ -7,12 +7,13 @@
 
 use std::time::SystemTime;
 
-use super::book::Allotment;
+use super::registration::Allotment;
 use crate::emulator::registry::DeviceCredential;
 use crate::emulator::shared::SharedHub;
 
 /// Signs a certificate request in base64 for the device of an allotment, and returns the chain: the leaf first, each
-/// DER in base64. From then on the hub knows the device by the emulator's authority. None if nothing is issued.
+/// DER in base64. From then on the hub knows the device by the emulator's authority. None if nothing is issued. `hub` is
+/// the one of the allotment: its faults count, also before it has the device.
 ///
 /// # Errors
 /// What is wrong with the request.

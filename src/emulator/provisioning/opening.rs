@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::allocation::AllocationPolicy;
-use super::attestation::{Attestation, EnrolmentKind, derived};
+use super::attestation::{Attestation, EnrolmentKind};
 use super::book::ProvisioningBook;
 use super::desk::ProvisioningDesk;
 use super::enrolment::{EnrolmentRecord, certificate};
@@ -19,7 +19,7 @@ use super::settings::{EnrolmentOption, EnrolmentOptionError, EnrolmentSecret, Pr
 use super::store::ProvisioningStore;
 use crate::credentials::{HostPort, SharedAccessKey};
 use crate::emulator::hubs::Hubs;
-use crate::emulator::registry::{Device, DeviceCredential, KeyPair};
+use crate::emulator::registry::KeyPair;
 use crate::emulator::state_dir::{ServedProvisioning, StateDirError, WELL_KNOWN_KEYS, make_keys, write_into};
 use crate::trust;
 
@@ -48,7 +48,6 @@ pub(in crate::emulator) struct OpenedProvisioning {
     store: ProvisioningStore,
     owner: KeyPair,
     root: PathBuf,
-    has_known_keys: bool,
     /// The first device of the command line that has a key, and that key.
     first: Option<(String, String)>,
 }
@@ -66,6 +65,9 @@ pub(in crate::emulator) fn open(
     settings.check()?;
     let mut book = ProvisioningBook::new(settings.id_scope.clone());
     let mut store = ProvisioningStore::open(root, &mut book, now)?;
+    if !has_known_keys {
+        forget_known_keys(&mut book, &mut store)?;
+    }
     let owner = if has_known_keys { known_keys() } else { None };
     let owner = owner.map_or_else(|| store.policy_keys(), Ok)?;
     let mut first = None;
@@ -90,7 +92,7 @@ pub(in crate::emulator) fn open(
         tracing::info!(registration_id = order.registration_id, fault = ?order.fault, "a fault was set");
         book.faults.set(order.clone())?;
     }
-    Ok(OpenedProvisioning { book, store, owner, root: root.to_owned(), has_known_keys, first })
+    Ok(OpenedProvisioning { book, store, owner, root: root.to_owned(), first })
 }
 
 impl OpenedProvisioning {
@@ -99,12 +101,12 @@ impl OpenedProvisioning {
         ServedProvisioning { id_scope: self.book.id_scope().to_owned(), first: self.first.clone() }
     }
 
-    /// Begins to serve, for these hubs, and writes the connection string of back ends. `https_port` is the port of HTTPS
-    /// if it is not the standard one.
+    /// Begins to serve, for these hubs, and writes the connection string of back ends. What an earlier start has begun is
+    /// finished first. `https_port` is the port of HTTPS if it is not the standard one.
     ///
     /// # Errors
     /// Fails if the file cannot be written.
-    pub(super) fn serve(
+    pub(super) async fn serve(
         self,
         hubs: Hubs,
         https_port: Option<u16>,
@@ -113,26 +115,27 @@ impl OpenedProvisioning {
         let (host, key) = (HostPort { name, port: https_port }, self.owner.primary.expose_base64());
         let text = format!("HostName={host};SharedAccessKeyName={POLICY};SharedAccessKey={key}\n");
         write_into(&self.root.join(FOLDER).join("service.connection-string"), &text)?;
-        if !self.has_known_keys {
-            forget_known_keys(&self.book, &hubs)?;
-        }
-        Ok(ProvisioningDesk::new(self.book, self.store, self.owner, hubs))
+        let desk = ProvisioningDesk::new(self.book, self.store, self.owner, hubs);
+        desk.finish_begun().await;
+        Ok(desk)
     }
 }
 
-/// Replaces the keys of devices that registered in a group while its key was a well-known one: that key counts for one
-/// start. Such a device gets its key when it registers again.
-fn forget_known_keys(book: &ProvisioningBook, hubs: &Hubs) -> Result<(), StateDirError> {
-    let Some(known) = known_keys() else { return Ok(()) };
-    for record in book.registrations().filter(|record| record.group.is_some()) {
-        let (Some(registrar), fresh) = (hubs.named(&record.hub), make_keys()?) else { continue };
-        let of_known = DeviceCredential::Keys(derived(&known, &record.registration_id));
-        registrar.hub().with(|hub, _| {
-            let present = hub.identity(&record.device_id).map(|own| own.device);
-            if let Some(device) = present.filter(|device| device.credential == of_known) {
-                hub.add_device(Device { credential: DeviceCredential::Keys(fresh), ..device });
-            }
-        });
+/// Replaces the well-known keys in enrolments. A back end may have changed one of the command line while it had them,
+/// and this stored them.
+fn forget_known_keys(
+    book: &mut ProvisioningBook,
+    store: &mut ProvisioningStore,
+) -> Result<(), StateDirError> {
+    let is_known = |key: &SharedAccessKey| WELL_KNOWN_KEYS.contains(&key.expose_base64().as_str());
+    let with_known = |own: &&EnrolmentRecord| match &own.attestation {
+        Attestation::Keys(keys) => is_known(&keys.primary) || is_known(&keys.secondary),
+        Attestation::Certificates(_) => false,
+    };
+    for mut record in book.enrolments().filter(with_known).cloned().collect::<Vec<_>>() {
+        record.attestation = Attestation::Keys(make_keys()?);
+        store.write_enrolment(record.kind, &record.id, Some(&record))?;
+        book.enrol(record);
     }
     Ok(())
 }

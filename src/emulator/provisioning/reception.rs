@@ -8,7 +8,7 @@ use super::claim::{DoorError, RegistrationClaim};
 use super::desk::ProvisioningDesk;
 use super::opening::OpenedProvisioning;
 use crate::emulator::hubs::Hubs;
-use crate::emulator::listener::{HTTPS_PORT, MQTT_PORT};
+use crate::emulator::listener::{AMQP_PORT, HTTPS_PORT, MQTT_PORT};
 use crate::emulator::state_dir::StateDirError;
 use crate::emulator::tls::ShownChain;
 use crate::message::excerpt;
@@ -20,24 +20,30 @@ pub(in crate::emulator) struct Reception {
     pub(in crate::emulator) desk: Option<ProvisioningDesk>,
     /// The port of the hubs' MQTT, if a client would dial another one.
     pub(in crate::emulator) mqtt_port: Option<u16>,
+    /// The same of AMQP.
+    pub(in crate::emulator) amqp_port: Option<u16>,
     /// What the client has shown in its TLS handshake.
     pub(in crate::emulator) shown: Option<ShownChain>,
 }
 
 impl Reception {
-    /// The service for these hubs. The ports are those of MQTT and HTTPS. Writes the connection string of back ends.
+    /// The service for these hubs. The ports are those of MQTT, AMQP and HTTPS. Writes the connection string of back
+    /// ends.
     ///
     /// # Errors
     /// Fails if that file cannot be written.
-    pub(in crate::emulator) fn new(
+    pub(in crate::emulator) async fn new(
         opened: Option<OpenedProvisioning>,
         hubs: &Hubs,
-        (mqtt, https): (u16, u16),
+        [mqtt, amqp, https]: [u16; 3],
     ) -> Result<Self, StateDirError> {
         let other_than = |port: u16, standard| Some(port).filter(|port| *port != standard);
-        let desk =
-            opened.map(|opened| opened.serve(hubs.clone(), other_than(https, HTTPS_PORT))).transpose()?;
-        Ok(Self { desk, mqtt_port: other_than(mqtt, MQTT_PORT), shown: None })
+        let desk = match opened {
+            Some(opened) => Some(opened.serve(hubs.clone(), other_than(https, HTTPS_PORT)).await?),
+            None => None,
+        };
+        let (mqtt_port, amqp_port) = (other_than(mqtt, MQTT_PORT), other_than(amqp, AMQP_PORT));
+        Ok(Self { desk, mqtt_port, amqp_port, shown: None })
     }
 
     /// The same for one connection.
@@ -76,7 +82,7 @@ mod tests {
     impl Reception {
         /// As of an emulator without the service.
         pub(in crate::emulator) fn closed() -> Self {
-            Self { desk: None, mqtt_port: None, shown: None }
+            Self { desk: None, mqtt_port: None, amqp_port: None, shown: None }
         }
     }
 }

@@ -10,13 +10,16 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::answer::DpsRefusal;
+use super::assigning::initial_write;
 use super::attestation::EnrolmentKind;
-use super::book::{MAX_REGISTRATIONS, RegistrationRecord};
+use super::book::MAX_REGISTRATIONS;
 use super::desk::ProvisioningDesk;
 use super::enrolment::{EnrolmentBody, EnrolmentRecord};
 use super::opening::POLICY;
+use super::registration::RegistrationRecord;
 use super::settings::MAX_GROUPS;
 use crate::credentials::SasToken;
+use crate::emulator::hub::Hub;
 use crate::emulator::registrar::Expected;
 use crate::emulator::registry::AuthError;
 use crate::emulator::state_dir::make_keys;
@@ -115,6 +118,10 @@ impl ProvisioningDesk {
         let id = present.as_ref().map_or(id, |present| present.id.as_str()).to_owned();
         let record = body.record(kind, &id, present.as_ref(), fresh, self.times().1);
         let record = record.map_err(DpsRefusal::bad_request)?;
+        let initial = record.initial_twin.as_ref().map(|initial| Hub::check_twin(&initial_write(initial)));
+        initial.transpose().map_err(|error| {
+            DpsRefusal::bad_request(format!("the initialTwin cannot be that of a device: {error}"))
+        })?;
         let kept = record.clone();
         let written = self.store(move |store| store.write_enrolment(kind, &kept.id, Some(&kept))).await;
         written.map_err(DpsRefusal::internal)?;

@@ -2,20 +2,21 @@
 //!
 //! Owns: its keys and values. Must not know: who registers, hubs.
 //!
-//! Each change is on disk before it is confirmed. The keys are `enrolment/KIND/ID`, `registration/ID`, `keys/KIND/NAME`
-//! for an enrolment of the command line without a key of its own, and `policy` for the keys of back ends. The file is
-//! private, as it has keys.
+//! Each change is on disk before it is confirmed. The keys are `enrolment/KIND/ID`, `registration/ID`, `unfinished/ID`
+//! for what is still to be done at the hubs, `keys/KIND/NAME` for an enrolment of the command line without a key of its
+//! own, and `policy` for the keys of back ends. The file is private, as it has keys.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use super::attestation::EnrolmentKind;
-use super::book::{ProvisioningBook, RegistrationRecord};
+use super::book::ProvisioningBook;
 use super::enrolment::{EnrolmentBody, EnrolmentRecord};
+use super::registration::{Allotment, RegistrationRecord};
 use crate::credentials::SharedAccessKey;
 use crate::emulator::journal::{Changes, Journal};
 use crate::emulator::registry::KeyPair;
@@ -25,6 +26,8 @@ use crate::emulator::state_dir::{StateDirError, make_keys};
 const FILE: &str = "provisioning.jsonl";
 /// The form of its values.
 const FORMAT: u32 = 1;
+/// The beginning of the keys of what is to be done for registrations.
+const UNFINISHED: &str = "unfinished";
 /// The key of the policy's keys.
 const POLICY: &str = "policy";
 
@@ -68,6 +71,10 @@ impl ProvisioningStore {
                 Some(("registration", _)) => {
                     let record: RegistrationRecord = serde_json::from_str(text).map_err(|_| damaged(&key))?;
                     book.restore(record);
+                }
+                Some((UNFINISHED, _)) => {
+                    let allotment: Allotment = serde_json::from_str(text).map_err(|_| damaged(&key))?;
+                    book.note_begun(allotment);
                 }
                 Some(("enrolment", rest)) => {
                     let kind = if rest.starts_with("group/") {
@@ -127,7 +134,28 @@ impl ProvisioningStore {
         id: &str,
         record: Option<&RegistrationRecord>,
     ) -> Result<(), StateDirError> {
-        self.write(format!("registration/{}", id.to_ascii_lowercase()), record)
+        let id = id.to_ascii_lowercase();
+        let mut changes = Changes::from([self.change(format!("registration/{id}"), record)?]);
+        // In the order of the keys, so the last line ends what was to be done.
+        changes.extend([self.change::<()>(format!("{UNFINISHED}/{id}"), None)?]);
+        self.append(changes)
+    }
+
+    /// Writes what is to be done for a registration. Its registration ends it, see [`Self::write_registration`].
+    ///
+    /// # Errors
+    /// As [`Self::write_registration`].
+    pub(super) fn write_unfinished(&mut self, allotment: &Allotment) -> Result<(), StateDirError> {
+        let id = allotment.record.registration_id.to_ascii_lowercase();
+        self.write(format!("{UNFINISHED}/{id}"), Some(allotment))
+    }
+
+    /// Writes that nothing is to be done any more for a registration.
+    ///
+    /// # Errors
+    /// As [`Self::write_registration`].
+    pub(super) fn end_unfinished(&mut self, id: &str) -> Result<(), StateDirError> {
+        self.write::<()>(format!("{UNFINISHED}/{}", id.to_ascii_lowercase()), None)
     }
 
     /// Writes an enrolment, or that it is gone.
@@ -145,12 +173,22 @@ impl ProvisioningStore {
     }
 
     fn write<T: Serialize>(&mut self, key: String, value: Option<&T>) -> Result<(), StateDirError> {
+        let change = self.change(key, value)?;
+        self.append(Changes::from([change]))
+    }
+
+    fn change<T: Serialize>(
+        &self,
+        key: String,
+        value: Option<&T>,
+    ) -> Result<(String, Option<Box<RawValue>>), StateDirError> {
         let failed = |reason: String| StateDirError::Provisioning { path: self.path.clone(), reason };
         let text = value.map(to_raw_value).transpose().map_err(|error| failed(error.to_string()))?;
-        if text.is_none() && !self.journal.has(&key) {
-            return Ok(());
-        }
-        let written = self.journal.append(&Changes::from([(key, text)]));
+        Ok((key, text))
+    }
+
+    fn append(&mut self, changes: Changes) -> Result<(), StateDirError> {
+        let written = self.journal.append(&changes);
         written.map_err(|reason| StateDirError::Io { verb: "write", path: self.path.clone(), reason })
     }
 }

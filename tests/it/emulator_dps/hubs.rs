@@ -2,17 +2,17 @@
 //!
 //! Owns: allocation and re-provisioning as a device and a back end see them. Must not know: our agent's client.
 
-use c2d_agent::credentials::SharedAccessKey;
+use c2d_agent::credentials::{DeviceConnectionString, DeviceSecret, SharedAccessKey};
 use rumqttc::mqttbytes::v4::ConnectReturnCode;
 use serde_json::{Value, json};
 
-use super::client::{Client, hub_connect, registered};
+use super::client::{Client, hub_connect, polled, registered};
 use super::device_key;
 use crate::harness::{Emulator, binary, run};
 use crate::rest_ask::Answer;
 
 /// A request of a back end to one hub of the emulator.
-fn at_hub(emulator: &Emulator, hub: &str, line: &str, body: &str) -> Answer {
+pub(super) fn at_hub(emulator: &Emulator, hub: &str, line: &str, body: &str) -> Answer {
     let folder =
         if hub == "localhost" { emulator.state.clone() } else { emulator.state.join("hubs").join(hub) };
     let text =
@@ -21,13 +21,13 @@ fn at_hub(emulator: &Emulator, hub: &str, line: &str, body: &str) -> Answer {
     super::client::ask_host(emulator, hub, &format!("{line}?api-version=2021-04-12"), &token, body)
 }
 
-fn signs_in(emulator: &Emulator, id: &str, key: &SharedAccessKey, hub: &str) -> bool {
+pub(super) fn signs_in(emulator: &Emulator, id: &str, key: &SharedAccessKey, hub: &str) -> bool {
     let connect = hub_connect(id, key, hub);
     Client::dial(emulator, None).connack_to(connect) == ConnectReturnCode::Success
 }
 
 /// The hub without its port.
-fn hub_of(state: &Value) -> String {
+pub(super) fn hub_of(state: &Value) -> String {
     let hub = state["assignedHub"].as_str().expect("a hub");
     hub.split(':').next().unwrap_or_default().to_owned()
 }
@@ -90,4 +90,20 @@ fn a_back_end_moves_a_device_by_another_static_hub() {
     let twin = at_hub(&emulator, "localhost", "GET /twins/a", "").json();
     assert_eq!(twin["tags"]["fresh"], true, "it begins with the twin of its enrolment");
     assert_eq!(at_hub(&emulator, "hub-two.test", "GET /twins/a", "").status, 404);
+}
+
+#[test]
+fn a_registration_does_not_take_over_a_device_of_the_command_line() {
+    let emulator = Emulator::start_with(&["--device", "pump-1", "--dps-group", "fleet"]);
+    let text = std::fs::read_to_string(emulator.state.join("dps/groups/fleet.key")).expect("a key");
+    let group = SharedAccessKey::from_base64(&text).expect("base64");
+    let key = SharedAccessKey::from_bytes(group.digest(b"pump-1"));
+    let refused = polled(&emulator, "pump-1", &key, "");
+    let (status, body) = refused.last().expect("an answer");
+    let said = body["message"].as_str().unwrap_or_default();
+    assert!(*status == 409 && said.contains("is one of the command line (--device)"), "{body}");
+    let own = DeviceConnectionString::parse(&emulator.device_string("pump-1")).expect("valid");
+    let DeviceSecret::Key(own) = own.secret else { panic!("not a key") };
+    assert!(signs_in(&emulator, "pump-1", &own, "localhost"), "its key has not changed");
+    assert!(!signs_in(&emulator, "pump-1", &key, "localhost"));
 }

@@ -59,7 +59,7 @@ impl Drop for SmallDisk {
 }
 
 /// Says that a test is skipped. This is allowed in CI, too: CI must have all programs, but may lack the right to mount.
-fn skip(test: &str, lack: &str) {
+pub(crate) fn skip(test: &str, lack: &str) {
     writeln!(std::io::stderr(), "SKIPPED {test}: a file system cannot be mounted here ({lack})")
         .expect("stderr");
 }

@@ -19,7 +19,7 @@ struct Service {
 }
 
 impl Service {
-    fn new() -> Self {
+    async fn new() -> Self {
         let (hub, dir) = (hub(), tempfile::tempdir().expect("a directory"));
         let device = format!("reg-01={}", key(50).expose_base64());
         let settings = ProvisioningSettings {
@@ -31,7 +31,8 @@ impl Service {
         let opened = provisioning::open(&settings, dir.path(), false, now()).expect("opened");
         let state = StateDir::open(&dir.path().join("hub"), &[], &[], false, now()).expect("opened");
         let hubs = Hubs::new(Registrar::new(hub.clone(), state), Vec::new());
-        let reception = Reception::new(Some(opened), &hubs, (8883, 443)).expect("served");
+        // The ports of MQTT, AMQP and HTTPS.
+        let reception = Reception::new(Some(opened), &hubs, [18883, 15671, 443]).await.expect("served");
         Self { hub, hubs, reception, _dir: dir }
     }
 
@@ -94,7 +95,7 @@ const POLL: (&str, &str) = ("iotdps-operation-type", "iotdps-get-operationstatus
 
 #[tokio::test]
 async fn a_device_registers_and_asks_until_it_has_its_hub() {
-    let service = Service::new();
+    let service = Service::new().await;
     let mut client = service.signed_in().await;
     // C writes the whole address, Node the path.
     let mut replies = receiver(&mut client, ADDRESS).await.expect("a link");
@@ -117,7 +118,7 @@ async fn a_device_registers_and_asks_until_it_has_its_hub() {
         let state = &body["registrationState"];
         assert_eq!(
             (&body["status"], &state["assignedHub"], &state["deviceId"]),
-            (&json!("assigned"), &json!("hub.local.test"), &json!("reg-01"))
+            (&json!("assigned"), &json!("hub.local.test:15671"), &json!("reg-01"))
         );
     }
     assert!(service.hub.with(|hub, _| hub.identity("reg-01")).is_some());
@@ -125,7 +126,7 @@ async fn a_device_registers_and_asks_until_it_has_its_hub() {
 
 #[tokio::test]
 async fn a_question_that_cannot_be_answered_is_rejected_with_the_reason_and_the_link_stays() {
-    let service = Service::new();
+    let service = Service::new().await;
     let mut client = service.signed_in().await;
     let mut questions = sender(&mut client, ADDRESS).await.expect("a link");
     let large = "x".repeat(100 * 1024);
@@ -154,7 +155,7 @@ async fn a_question_that_cannot_be_answered_is_rejected_with_the_reason_and_the_
 
 #[tokio::test]
 async fn who_may_not_ask_is_refused_before_or_at_the_link() {
-    let service = Service::new();
+    let service = Service::new().await;
     let scope = "0ne00000002/registrations/reg-01";
     for (user, expiry) in [(scope, now() + HOUR), (ADDRESS, now() - HOUR), ("reg-01", now() + HOUR)] {
         let refused = service.open(device(user, expiry)).await.map(drop);

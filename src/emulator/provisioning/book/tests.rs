@@ -70,7 +70,7 @@ fn a_registration_is_assigning_first_and_assigned_when_the_client_asks_again() {
     let allotment = register(&mut book, "reg-01");
     assert_eq!((allotment.record.hub.as_str(), allotment.record.device_id.as_str()), ("a.test", "reg-01"));
     let extra = vec![("payload", json!({ "site": 12 }))];
-    let begun = book.begin(&claim("reg-01"), Ending::Assigned, extra, Uuid::nil());
+    let begun = book.begin(&claim("reg-01"), Ending::Assigned, extra, (Uuid::nil(), NOW));
     assert_eq!((begun.status, begun.retry_after), (202, Some(1)));
     let operation = begun.body["operationId"].as_str().expect("an id").to_owned();
     assert_eq!(begun.body["status"], "assigning");
@@ -165,7 +165,7 @@ fn a_hub_that_is_not_linked_and_a_disabled_enrolment_end_the_registration() {
         let Ok(Decision::End(ending)) = book.decide(&claim(id), &HUBS, NOW, NOW) else {
             panic!("{id}: it went on")
         };
-        let begun = book.begin(&claim(id), ending, Vec::new(), Uuid::nil());
+        let begun = book.begin(&claim(id), ending, Vec::new(), (Uuid::nil(), NOW));
         let operation = begun.body["operationId"].as_str().expect("an id").to_owned();
         let answer = book.poll(&claim(id), &operation, None, NOW, NOW).expect("an answer");
         assert_eq!((answer.status, &answer.body["status"]), (200, &json!(status)));
@@ -179,13 +179,13 @@ fn faults_come_before_what_would_be_answered() {
     let mut book = book([individual("a")]);
     for (fault, status) in [("dps-throttle=1", 429), ("dps-error=1", 500), ("a:dps-refuse=1", 401)] {
         set(&mut book, fault);
-        let refused = book.decide(&claim("a"), &HUBS, NOW, NOW).expect_err(fault);
+        let refused = book.receive(&claim("a"), NOW).expect_err(fault);
         assert_eq!(refused.status, status, "{fault}");
         assert_eq!(refused.answer(Uuid::nil(), NOW).retry_after.is_some(), status > 401);
     }
     set(&mut book, "dps-assigning=2");
     register(&mut book, "a");
-    let begun = book.begin(&claim("a"), Ending::Assigned, Vec::new(), Uuid::nil());
+    let begun = book.begin(&claim("a"), Ending::Assigned, Vec::new(), (Uuid::nil(), NOW));
     let operation = begun.body["operationId"].as_str().expect("an id").to_owned();
     let statuses =
         [0; 3].map(|_| book.poll(&claim("a"), &operation, None, NOW, NOW).expect("an answer").status);
@@ -195,7 +195,82 @@ fn faults_come_before_what_would_be_answered() {
         panic!("it went on")
     };
     assert_eq!(code, 400_207);
-    book.faults.clear(None, None);
+}
+
+#[test]
+fn the_fault_that_moves_a_device_waits_until_one_has_moved() {
+    let mut book = book([individual("a"), EnrolmentRecord { enabled: false, ..individual("off") }]);
+    register(&mut book, "a");
     set(&mut book, "dps-move");
-    assert_eq!([0; 2].map(|_| register(&mut book, "a").record.hub), ["b.test", "b.test"]);
+    let is_set = |book: &ProvisioningBook| book.faults.get("a", DpsFaultName::Move).is_some();
+    let other = claim_with("a", &SharedAccessKey::from_bytes([8; 32]));
+    book.receive(&other, NOW).expect_err("another key");
+    assert!(matches!(book.decide(&claim("off"), &HUBS, NOW, NOW), Ok(Decision::End(_))));
+    let alone = book.decide(&claim("a"), &HUBS[..1], NOW, NOW);
+    assert!(matches!(alone, Ok(Decision::Assign(own)) if own.record.hub == "a.test"), "no other hub");
+    // What was decided and not done, as on a full disk, is decided again.
+    let decided = book.decide(&claim("a"), &HUBS, NOW, NOW);
+    assert!(matches!(decided, Ok(Decision::Assign(own)) if own.record.hub == "b.test"));
+    assert!(is_set(&book));
+    assert_eq!(register(&mut book, "a").record.hub, "b.test");
+    assert!(!is_set(&book));
+    assert_eq!(register(&mut book, "a").record.hub, "b.test");
+}
+
+#[test]
+fn a_device_of_a_group_has_one_key_however_its_id_is_written() {
+    let mut book = book([enrolment(EnrolmentKind::Group, "fleet")]);
+    let key_of = |id: &str| SharedAccessKey::from_bytes(key().digest(id.as_bytes()));
+    let decided = |book: &mut ProvisioningBook, id: &str, key: &SharedAccessKey| {
+        book.decide(&claim_with(id, key), &HUBS, NOW, NOW).map(|decision| match decision {
+            Decision::Assign(allotment) => *allotment,
+            Decision::End(ending) => panic!("{ending:?}"),
+        })
+    };
+    let first = decided(&mut book, "Pump-12", &key_of("Pump-12")).expect("a device of the group");
+    book.assigned(first.record.clone());
+    let again = decided(&mut book, "PUMP-12", &key_of("Pump-12")).expect("the same device");
+    assert_eq!(again.credential, first.credential);
+    let refused = decided(&mut book, "pump-12", &key_of("pump-12")).expect_err("another key");
+    let remedy = "the key derives from \"pump-12\", but the device registered as \"Pump-12\"";
+    assert!(refused.status == 401 && refused.reason.contains(remedy), "{}", refused.reason);
+}
+
+#[test]
+fn a_device_of_one_group_is_not_taken_over_by_another_one_that_has_the_same_key() {
+    let mut book = book(["one", "two"].map(|name| enrolment(EnrolmentKind::Group, name)));
+    let claim = claim_with("pump-12", &SharedAccessKey::from_bytes(key().digest(b"pump-12")));
+    let Ok(Decision::Assign(first)) = book.decide(&claim, &HUBS, NOW, NOW) else { panic!("not assigned") };
+    assert_eq!(first.record.group.as_deref(), Some("one"));
+    // As an earlier start had it, in which the other group came first.
+    book.assigned(RegistrationRecord { group: Some("two".to_owned()), ..first.record });
+    let refused = book.decide(&claim, &HUBS, NOW, NOW).expect_err("another group");
+    assert!(refused.status == 401 && refused.reason.contains("by the group \"two\""), "{}", refused.reason);
+    // A group that is gone has no say.
+    assert!(book.remove_enrolment(EnrolmentKind::Group, "two"));
+    assert!(matches!(book.decide(&claim, &HUBS, NOW, NOW), Ok(Decision::Assign(_))));
+}
+
+#[test]
+fn a_device_id_of_another_registration_is_refused() {
+    let as_a = |id: &str| EnrolmentRecord { device_id: Some("pump".to_owned()), ..individual(id) };
+    let mut book = book([as_a("a"), as_a("b")]);
+    book.decide(&claim("b"), &HUBS[..1], NOW, NOW).expect("free");
+    register(&mut book, "a");
+    let refused = book.decide(&claim("b"), &["A.TEST"], NOW, NOW).expect_err("taken");
+    assert!(refused.status == 409 && refused.reason.contains("that of a"), "{}", refused.reason);
+}
+
+#[test]
+fn the_name_of_a_hub_counts_without_its_case() {
+    let mut book = book([individual("a")]);
+    register(&mut book, "a");
+    let Ok(Decision::Assign(again)) = book.decide(&claim("a"), &["A.test", "B.test"], NOW, NOW) else {
+        panic!("not assigned")
+    };
+    assert_eq!(
+        (again.record.hub.as_str(), &again.leaves),
+        ("A.test", &None),
+        "it stays, and nothing is deleted"
+    );
 }
