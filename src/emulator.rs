@@ -234,7 +234,10 @@ fn make_hub(
     let keeper = HubFile::restore(&hub, state.root())?;
     // What was restored may be of a clock that was ahead.
     hub.move_clock(ClockSetting::Offset(moved))?;
-    hub.with(|hub, _| hub.serve_events_at(amqp_port));
+    hub.with(|hub, _| {
+        hub.serve_events_at(amqp_port);
+        options.size.into_iter().for_each(|size| hub.throttle_as(size));
+    });
     Ok((Registrar::new(hub, state).with_file(keeper.clone()), keeper))
 }
 

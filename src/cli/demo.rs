@@ -202,6 +202,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         workload_socket: None,
         feedback_interval: FEEDBACK_INTERVAL,
         certificate_lifetime: std::time::Duration::from_secs(3600),
+        size: None,
         faults: Vec::new(),
         clock: None,
         well_known_keys: false,

@@ -19,7 +19,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use crate::emulator::clock::ClockSetting;
-use crate::emulator::hub::{FaultError, FaultOrder, InputRoute};
+use crate::emulator::hub::{FaultError, FaultOrder, HubSize, InputRoute, Tier};
 use crate::emulator::{
     self, AMQP_PORT, DEFAULT_ID_SCOPE, DpsFaultError, DpsFaultName, DpsFaultOrder, Emulator, EmulatorError,
     EnrolmentOption, HTTPS_PORT, MQTT_PORT, Options, ProvisioningError, ProvisioningSettings,
@@ -98,7 +98,8 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   dps-failed=CODE     ends registrations with this code, such as 400208
 ///   dps-disabled        ends registrations as if the enrolment were disabled
 ///   dps-slow=DURATION   answers this much later
-///   dps-move            assigns another hub at the next registration; once
+///   dps-move            assigns another hub at the next registration of a
+///                       device that has one; ends when it has moved
 ///   dps-html[=N]        answers with a page in HTML, as a proxy does (HTTPS)
 /// A restart removes them.
 ///
@@ -209,6 +210,12 @@ pub(super) struct EmulatorArgs {
     /// authority in a PEM file has signed; may be given several times.
     #[arg(long = "dps-group", value_name = "NAME[=KEY|CA.PEM]")]
     dps_groups: Vec<EnrolmentOption>,
+    /// The tier whose throttling is emulated: free, s1, s2 or s3 [default: nothing is throttled].
+    #[arg(long, value_name = "TIER")]
+    tier: Option<Tier>,
+    /// With --tier: the units of the hub.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "tier")]
+    units: u32,
     /// A fault that is set from the start, for one device or for all; may be given several times.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<AnyFault>,
@@ -333,6 +340,7 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
     if is_empty && !is_provisioned {
         devices.push(DEFAULT_DEVICE.to_owned());
     }
+    let size = args.tier.map(|tier| HubSize::new(tier, args.units)).transpose().map_err(Failure::usage)?;
     Ok(Options {
         state_dir,
         bind: args.bind,
@@ -349,6 +357,7 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         routes: args.routes,
         feedback_interval: args.feedback_interval,
         certificate_lifetime: args.certificate_lifetime,
+        size,
         faults,
         clock: args.clock,
         well_known_keys: args.well_known_keys,

@@ -45,6 +45,7 @@ mod feedback;
 mod inputs;
 mod jobs;
 mod lent;
+mod metered;
 mod methods;
 mod overview;
 mod page;

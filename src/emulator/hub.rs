@@ -9,10 +9,10 @@
 //! message without a message id has an empty one.
 //!
 //! - `state` is the hub; `device` is what it has of one device, and `table` all of them.
-//! - `queue`, `session`, `feedback`, `events`, `partitions`, `consumers`, `ended`, `calls`, `faults`, `routes`, `jobs`,
-//!   `twin`, `stamps` and `document` are its parts. They do not know the hub.
+//! - `queue`, `session`, `feedback`, `events`, `partitions`, `consumers`, `ended`, `calls`, `faults`, `throttle`,
+//!   `routes`, `jobs`, `twin`, `stamps` and `document` are its parts. They do not know the hub.
 //! - `devices`, `batches`, `purge`, `polling`, `again`, `methods`, `job_work`, `twins`, `inputs`, `readers`,
-//!   `decisions`, `view`, `moved` and `snapshot` add to what the hub can do. `piece` is what of it is stored, and
+//!   `decisions`, `metering`, `view`, `moved` and `snapshot` add to what the hub can do. `piece` is what of it is stored, and
 //!   `encoding` writes single values of a piece.
 
 mod again;
@@ -33,6 +33,7 @@ mod feedback;
 mod inputs;
 mod job_work;
 mod jobs;
+mod metering;
 mod methods;
 mod moved;
 mod partitions;
@@ -47,6 +48,7 @@ mod snapshot;
 mod stamps;
 mod state;
 mod table;
+mod throttle;
 mod twin;
 mod twins;
 mod view;
@@ -82,6 +84,7 @@ pub use routes::{InputRoute, RouteError};
 pub use session::{Connected, ConnectionId, MAX_SUBSCRIPTIONS, Subscription};
 pub use snapshot::{PieceError, Snapshot, UnknownFormat};
 pub use state::{EnqueueError, Hub, QueuedMessage};
+pub use throttle::{HubSize, HubSizeError, Metered, Tier, TooSoon};
 pub use twin::{DesiredChange, TwinWrite};
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::clock::{ClockError, ClockSetting};
-use super::hub::{FaultError, FaultOrder, InputRoute};
+use super::hub::{FaultError, FaultOrder, HubSize, InputRoute};
 use super::hub_names::HubNames;
 use super::hubs::{self, MAX_HUBS};
 use super::identity;
@@ -56,6 +56,8 @@ pub struct Options {
     pub feedback_interval: Duration,
     /// How long certificates are valid that devices ask for.
     pub certificate_lifetime: Duration,
+    /// The size by which each hub throttles; `None` means that nothing is throttled.
+    pub size: Option<HubSize>,
     /// The faults that are set from the start.
     pub faults: Vec<FaultOrder>,
     /// How the clock is set at the start; `None` means the real time.

@@ -52,6 +52,7 @@ impl Running {
             workload_socket: None,
             feedback_interval: Duration::from_millis(50),
             certificate_lifetime: std::time::Duration::from_secs(3600),
+            size: None,
             faults: Vec::new(),
             clock: None,
             well_known_keys: false,

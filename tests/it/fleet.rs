@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use c2d_agent::emulator::hub::{Fault, FaultOrder};
+use c2d_agent::emulator::hub::{Fault, FaultOrder, HubSize, Tier};
 
 use crate::c2d_send::Running;
 use crate::harness::{Process, run};
@@ -191,6 +191,19 @@ fn a_hub_that_throttles_is_left_alone_and_everything_arrives_in_the_end() {
     let said = stderr(&gave_up);
     assert!(said.contains("the hub has taken nothing for 1ms: the hub is throttling"), "{said}");
     assert!(said.contains("to go on: c2d-agent c2d-send --resume "), "{said}");
+}
+
+#[test]
+fn a_hub_of_a_tier_takes_a_minutes_worth_at_once_and_says_when_it_takes_the_next() {
+    let (running, path) = with_list(102, &ids(102).join("\n"));
+    let size = HubSize::new(Tier::S1, 1).expect("a size");
+    running.hub.with(|hub, _| hub.throttle_as(size));
+    let process = Process::spawn(&mut to_list(&running, &path));
+    process.stderr.wait_for("the hub throttles: waiting 1 s, then ");
+    assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
+    for device in ids(102) {
+        assert_eq!(waiting(&running, &device).len(), 1, "{device}");
+    }
 }
 
 #[test]

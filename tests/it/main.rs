@@ -55,6 +55,7 @@ mod emulator_registry;
 mod emulator_registry_bulk;
 mod emulator_running;
 mod emulator_state;
+mod emulator_throttling;
 mod emulator_twins;
 mod emulator_websocket;
 mod examples;

@@ -13,6 +13,7 @@ use fe2o3_amqp::types::primitives::Value;
 use super::claims::Claims;
 use super::condition::LinkRefusal;
 use super::convert;
+use crate::emulator::hub::Metered;
 
 /// Accepts messages until the link ends. Each one is queued and accepted, or rejected with the reason. A rejection does
 /// not end the link.
@@ -62,7 +63,10 @@ fn queue(message: Message<Body<Value>>, claims: &Claims) -> Result<(), LinkRefus
     let queued = convert::c2d_message(message)?;
     let device_id = queued.device_id.clone();
     let message_id = queued.message.message_id().map(str::to_owned);
-    claims.hub().with(|hub, now| hub.enqueue(queued, now))?;
+    claims.hub().with(|hub, now| {
+        hub.meter(Metered::C2dSend, 0, now)?;
+        hub.enqueue(queued, now).map_err(LinkRefusal::from)
+    })?;
     tracing::info!(device_id, message_id, "queued a C2D message");
     Ok(())
 }

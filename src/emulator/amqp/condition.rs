@@ -7,7 +7,7 @@ use fe2o3_amqp::types::definitions::{AmqpError, Error, ErrorCondition, Fields, L
 use fe2o3_amqp::types::primitives::{Symbol, Value};
 
 use crate::emulator::event_hub::EventHub;
-use crate::emulator::hub::EnqueueError;
+use crate::emulator::hub::{EnqueueError, TooSoon};
 
 /// Why a link or a message is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(super) struct LinkRefusal {
     /// The hub's code, if there is one.
     pub(super) code: Option<i32>,
     pub(super) description: String,
+    /// Whole seconds until the client should come again, if the hub says so.
+    pub(super) retry_after: Option<u32>,
     /// Where the link is instead, for a redirect: the Event Hub, and the path below it.
     pub(super) instead: Option<Box<(EventHub, String)>>,
 }
@@ -37,14 +39,20 @@ impl LinkRefusal {
         Self { code: Some(404_006), ..Self::new(AmqpError::NotFound, description) }
     }
 
-    /// The device is throttled: 429001.
+    /// The device, or the hub, is throttled: 429001.
     pub(super) fn throttled(description: impl Into<String>) -> Self {
         let condition = ErrorCondition::Custom(Symbol::from("com.microsoft:device-container-throttled"));
         Self { code: Some(429_001), ..Self::new(condition, description) }
     }
 
     pub(super) fn new(condition: impl Into<ErrorCondition>, description: impl Into<String>) -> Self {
-        Self { condition: condition.into(), code: None, description: description.into(), instead: None }
+        Self {
+            condition: condition.into(),
+            code: None,
+            description: description.into(),
+            retry_after: None,
+            instead: None,
+        }
     }
 
     /// The link is at the Event Hub-compatible endpoint: at `below` there. Source: `hub_target_builder.py` of the
@@ -72,6 +80,12 @@ impl From<EnqueueError> for LinkRefusal {
     }
 }
 
+impl From<TooSoon> for LinkRefusal {
+    fn from(error: TooSoon) -> Self {
+        Self { retry_after: Some(error.retry_after), ..Self::throttled(error.to_string()) }
+    }
+}
+
 impl From<&LinkRefusal> for Error {
     /// Each error has its own tracking id, as the hub's errors do. The log has it together with the refusal.
     fn from(refusal: &LinkRefusal) -> Self {
@@ -81,6 +95,10 @@ impl From<&LinkRefusal> for Error {
         info.insert(Symbol::from("com.microsoft:tracking-id"), Value::String(tracking_id));
         if let Some(code) = refusal.code {
             info.insert(Symbol::from("com.microsoft:error-code"), Value::Int(code));
+        }
+        if let Some(seconds) = refusal.retry_after {
+            // UNVERIFIED: its name is the one of HTTP, as at the provisioning service.
+            info.insert(Symbol::from("Retry-After"), Value::Uint(seconds));
         }
         if let Some((event_hub, below)) = refusal.instead.as_deref() {
             let mut add = |name: &str, value| drop(info.insert(Symbol::from(name), value));

@@ -17,7 +17,7 @@ use futures_util::FutureExt as _;
 
 use super::*;
 use crate::credentials::{SasToken, SharedAccessKey};
-use crate::emulator::hub::{Hub, Subscription};
+use crate::emulator::hub::{Hub, HubSize, Subscription, Tier};
 use crate::emulator::registry::{
     AccessPolicy, Device, DeviceCredential, IdentityRecord, KeyPair, Registry, RegistryRight,
 };
@@ -236,6 +236,26 @@ async fn each_refusal_has_its_condition_and_leaves_the_link_alone() {
     }
     let (condition, _, _) = rejection(sender.send(c2d("m-51".to_owned())).await.expect("an outcome"));
     assert_eq!(condition, "amqp:resource-limit-exceeded");
+}
+
+#[tokio::test]
+async fn a_hub_of_a_tier_refuses_what_is_too_much_for_a_minute_and_says_when_to_come_again() {
+    let hub = hub();
+    hub.with(|hub, _| hub.throttle_as(HubSize::new(Tier::S1, 1).expect("a size")));
+    let mut client = Client::signed_in(&hub).await;
+    let mut sender = client.sender("/messages/devicebound").await.expect("a link");
+    for number in 0..100 {
+        let outcome = sender.send(c2d(format!("m-{number}"))).await.expect("an outcome");
+        assert!(matches!(outcome, Outcome::Accepted(_)), "{number}: {outcome:?}");
+        take(&hub);
+    }
+    let outcome = sender.send(c2d("m-100".to_owned())).await.expect("an outcome");
+    let Outcome::Rejected(rejected) = outcome else { panic!("not rejected: {outcome:?}") };
+    let error = rejected.error.expect("an error");
+    assert_eq!(condition(&error), "com.microsoft:device-container-throttled");
+    let info = error.info.expect("info");
+    assert_eq!(info.get(&Symbol::from("com.microsoft:error-code")), Some(&Value::Int(429_001)));
+    assert_eq!(info.get(&Symbol::from("Retry-After")), Some(&Value::Uint(1)));
 }
 
 #[tokio::test]

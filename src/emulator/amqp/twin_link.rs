@@ -27,7 +27,7 @@ use super::claims::Claims;
 use super::condition::LinkRefusal;
 use super::convert;
 use super::ending::{ANSWER_TIMEOUT, goodbye, steal};
-use crate::emulator::hub::{ConnectionId, Subscription};
+use crate::emulator::hub::{ConnectionId, Metered, Subscription};
 use crate::message::excerpt;
 
 /// Most answers that wait for the device.
@@ -202,9 +202,24 @@ fn answer(request: Message<Body<Value>>, claims: &Claims, pair: &TwinLinks, thro
     if throttled {
         return refuse(429, THROTTLED, "the hub is throttling the device: try again later");
     }
+    if annotation(&request, "operation").eq_ignore_ascii_case("PATCH")
+        && let Err(error) = claims.hub().with(|hub, now| hub.meter(Metered::TwinUpdate, 0, now))
+    {
+        return refuse(429, THROTTLED, &error.to_string());
+    }
     match carry_out(request, claims, pair) {
         Ok((version, body)) => reply(id.clone(), 200, version, body),
         Err(message) => refuse(400, BAD_REQUEST, &message),
+    }
+}
+
+/// An annotation of a request; empty if there is none.
+fn annotation<'m>(request: &'m Message<Body<Value>>, name: &'static str) -> &'m str {
+    let annotations = request.message_annotations.as_ref().map(|annotations| &annotations.0);
+    match annotations.and_then(|all| all.get::<OwnedKey>(&Symbol::from(name).into())) {
+        Some(Value::String(text)) => text.as_str(),
+        Some(Value::Symbol(symbol)) => symbol.as_str(),
+        _ => "",
     }
 }
 
@@ -218,15 +233,9 @@ fn carry_out(
     if !claims.hub().with(|hub, _| hub.is_current(device_id, own)) {
         return Err("another connection of the device replaced it".to_owned());
     }
-    let annotations = request.message_annotations.map(|annotations| annotations.0).unwrap_or_default();
-    let annotation = |name: &'static str| match annotations.get::<OwnedKey>(&Symbol::from(name).into()) {
-        Some(Value::String(text)) => text.as_str(),
-        Some(Value::Symbol(symbol)) => symbol.as_str(),
-        _ => "",
-    };
-    let operation = annotation("operation").to_ascii_uppercase();
-    let resource = annotation("resource").trim_end_matches('/');
-    match (operation.as_str(), resource) {
+    let operation = annotation(&request, "operation").to_ascii_uppercase();
+    let resource = annotation(&request, "resource").trim_end_matches('/').to_owned();
+    match (operation.as_str(), resource.as_str()) {
         ("GET", "") => {
             let twin = claims.hub().with(|hub, _| hub.twin_properties(device_id));
             Ok((None, twin.ok_or("the device was removed")?.to_string()))

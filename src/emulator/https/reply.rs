@@ -6,11 +6,12 @@
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, SERVER};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER, SERVER};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::spelling::SpelledNames;
+use crate::emulator::hub::TooSoon;
 use crate::emulator::identity;
 use crate::message::excerpt;
 
@@ -145,6 +146,12 @@ pub(super) fn unauthorized() -> HttpReply {
 pub(super) fn throttled() -> HttpReply {
     let sentence = "the hub is throttling the device: try again later";
     error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", sentence)
+}
+
+/// 429: the hub throttles all that back ends ask of this kind. Hub code 429001.
+pub(super) fn too_soon(early: &TooSoon) -> HttpReply {
+    let reply = error(StatusCode::TOO_MANY_REQUESTS, "ThrottlingException", &early.to_string());
+    reply.with(RETRY_AFTER, HeaderValue::from(early.retry_after))
 }
 
 /// No answer: the connection is dropped instead.

@@ -15,8 +15,8 @@ use super::provisioning::{self, enrolments, faults as dps_faults};
 use super::registry::bulk;
 use super::reply::{self, HttpReply, HttpResult};
 use super::{
-    clock, device, device_events, events, faults, feedback, inputs, jobs, methods, page, purge, query,
-    registry, statistics, twins, unserved,
+    clock, device, device_events, events, faults, feedback, inputs, jobs, metered, methods, page, purge,
+    query, registry, statistics, twins, unserved,
 };
 use crate::emulator::registry::BackEndRight;
 
@@ -162,10 +162,11 @@ fn fits(pattern: &str, words: &[String]) -> bool {
 async fn route(call: &mut HttpCall) -> HttpResult {
     let words = call.words();
     let of_path: Vec<_> = ROUTES.iter().filter(|(_, pattern, ..)| fits(pattern, &words)).collect();
-    if let Some((_, _, right, handler)) =
+    if let Some((_, pattern, right, handler)) =
         of_path.iter().find(|(method, ..)| *method == "*" || call.method == *method)
     {
         call.allow(*right)?;
+        metered::count(call, pattern, *right)?;
         return match handler {
             At(answer) => answer(call),
             Later(answer) => answer(call).await,

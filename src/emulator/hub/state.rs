@@ -21,6 +21,7 @@ use super::queue::{DEFAULT_TTL, Finished, Lock, LockLost, Locked, MAX_QUEUE, MAX
 use super::routes::InputRoute;
 use super::session::{Connected, ConnectionId, Subscription};
 use super::table::DeviceTable;
+use super::throttle::Throttle;
 use crate::emulator::hub_names::HubNames;
 use crate::emulator::identity;
 use crate::emulator::registry::{AuthError, Grant, Registry, Thumbprint};
@@ -85,6 +86,7 @@ pub struct Hub {
     pub(super) jobs: Jobs,
     /// The faults that each new device starts with.
     pub(super) faults_of_all: Faults,
+    pub(super) throttle: Throttle,
     pub(super) input_routes: Vec<InputRoute>,
     pub(super) partitions: Partitions,
     pub(super) consumers: Consumers,
@@ -109,6 +111,7 @@ impl Hub {
             feedback: FeedbackQueue::new(feedback_interval),
             jobs: Jobs::default(),
             faults_of_all: Faults::default(),
+            throttle: Throttle::default(),
             input_routes: Vec::new(),
             partitions: Partitions::new(),
             consumers: Consumers::default(),

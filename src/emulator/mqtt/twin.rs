@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::super::hub::Metered;
 use super::super::shared::SharedHub;
 
 /// The error code in the answer to a request that fails; its status is 400.
@@ -64,6 +65,11 @@ pub(super) fn answer(
             THROTTLED,
             "the hub is throttling the device: try again later",
         ));
+    }
+    if request.ask == Ask::PatchReported
+        && let Err(error) = hub.with(|hub, now| hub.meter(Metered::TwinUpdate, 0, now))
+    {
+        return Some(refusal(device_id, id, 429, THROTTLED, &error.to_string()));
     }
     let made = match request.ask {
         Ask::Get => hub

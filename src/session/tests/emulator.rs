@@ -35,6 +35,7 @@ pub(super) fn options(dir: &std::path::Path) -> Options {
         workload_socket: None,
         feedback_interval: std::time::Duration::from_secs(15),
         certificate_lifetime: std::time::Duration::from_secs(3600),
+        size: None,
         faults: Vec::new(),
         clock: None,
         well_known_keys: false,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::emulator::clock::ClockOffset;
 use crate::emulator::hub::piece::DeviceSnapshot;
+use crate::emulator::hub::{HubSize, Metered, Tier};
 use crate::emulator::registry::IdentityRecord;
 
 /// The stored pieces, as a file would have them.
@@ -124,6 +125,8 @@ const OPERATIONS: &[(&str, Operation)] = &[
     ("drops_packet", |it| assert!(!it.hub.drops_packet("dev1"))),
     ("ignores_puback", |it| assert!(!it.hub.ignores_puback("dev1"))),
     ("expires_token", |it| assert!(!it.hub.expires_token("dev1"))),
+    ("throttle_as", |it| it.hub.throttle_as(size())),
+    ("meter", |it| it.hub.meter(Metered::Query, 0, NOW).expect("the first one")),
     ("add_device", |it| it.hub.add_device(device("dev3"))),
     ("add_device", |it| {
         it.hub.remove_device("dev1");
@@ -246,6 +249,10 @@ const OPERATIONS: &[(&str, Operation)] = &[
     }),
     ("next_desired_change", |it| drop(it.hub.next_desired_change("dev1", it.connection))),
 ];
+
+fn size() -> HubSize {
+    HubSize::new(Tier::S1, 1).expect("a size")
+}
 
 fn request_certificate(it: &mut Rich) {
     let body = br#"{"id":"dev1","csr":"MIIB"}"#;
