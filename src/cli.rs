@@ -37,6 +37,8 @@ mod inbox;
 mod init;
 #[cfg(feature = "full")]
 mod invoke_method;
+#[cfg(feature = "full")]
+mod jobs;
 mod logging;
 #[cfg(feature = "manual")]
 mod manual;
@@ -63,7 +65,7 @@ mod twin;
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
-const OPTIONAL: [(&str, Feature); 12] = [
+const OPTIONAL: [(&str, Feature); 13] = [
     ("doctor", features::FULL),
     ("schema", features::SCHEMA),
     ("c2d-send", features::FULL),
@@ -73,6 +75,7 @@ const OPTIONAL: [(&str, Feature); 12] = [
     ("twin", features::FULL),
     ("devices", features::FULL),
     ("query", features::FULL),
+    ("jobs", features::FULL),
     ("emulator", features::EMULATOR),
     ("demo", features::EMULATOR),
     ("manual", features::MANUAL),
@@ -137,6 +140,8 @@ enum Command {
     Devices(devices::DevicesArgs),
     #[cfg(feature = "full")]
     Query(query::QueryArgs),
+    #[cfg(feature = "full")]
+    Jobs(jobs::JobsArgs),
     #[cfg(feature = "emulator")]
     Emulator(Box<emulator::EmulatorArgs>),
     #[cfg(feature = "emulator")]
@@ -266,6 +271,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         #[cfg(feature = "full")]
         Command::Query(args) => query::run(&args),
+        #[cfg(feature = "full")]
+        Command::Jobs(args) => jobs::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(*args),
         #[cfg(feature = "emulator")]

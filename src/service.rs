@@ -40,8 +40,8 @@ use cbs::ServiceCbs;
 pub use entra::{EntraRoute, EntraTokens};
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
 pub use https::{
-    DeviceEvent, DeviceKeys, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, NewCredential,
-    QueryPage, RegisteredDevice, Twin, TwinPatch,
+    DeviceEvent, DeviceKeys, HttpsService, HubJob, JobDevices, JobOrder, JobWork, MAX_METHOD_PAYLOAD,
+    MethodAnswer, MethodCall, NewCredential, QueryPage, RegisteredDevice, Twin, TwinPatch,
 };
 use identity::Who;
 pub use identity::{ServiceIdentity, ServiceProof};
@@ -270,6 +270,9 @@ pub enum ServiceError {
     /// There is a device of that name already.
     #[error("the hub has a device \"{0}\" already: choose another id, or delete that device first")]
     Exists(String),
+    /// There is no job of that id.
+    #[error("the hub knows no job \"{0}\": check its id; a hub keeps jobs for 30 days")]
+    UnknownJob(String),
     /// There is no such module, or no such device.
     #[error("the hub knows no {0}: check --device and --module")]
     UnknownModule(String),

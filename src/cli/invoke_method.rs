@@ -14,11 +14,12 @@ use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, print};
 use super::many_devices::outcomes::{self, ToldCall};
-use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs};
+use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs, job};
 use super::shown::{json, plain, shorten, without_controls};
 use super::{Exit, Failure, sentence, transport};
 use crate::service::{
-    Addressee, HttpsService, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError, TOKEN_LIFETIME,
+    Addressee, HttpsService, JobWork, MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall, ServiceError,
+    TOKEN_LIFETIME,
 };
 
 /// The response timeouts that the hub accepts. Source: Microsoft's page on direct methods.
@@ -158,6 +159,9 @@ fn call_many(args: &InvokeArgs, method: &MethodCall) -> Result<Exit, Failure> {
         per_minute: &|tier, units| tier.methods_per_minute(units, bytes),
         longest: args.timeout + args.connect_timeout,
     };
+    if args.many.is_job() {
+        return job::run(&calls, JobWork::Method(method));
+    }
     let call = async |service: &mut HttpsService, target: &Addressee| {
         let started = Instant::now();
         Ok((service.invoke_method(target, method).await?, started.elapsed()))

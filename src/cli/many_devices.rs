@@ -25,9 +25,11 @@ use crate::fleet::{
 use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME};
 
 pub(super) mod hub_size;
+pub(super) mod job;
 pub(super) mod outcomes;
 
 use hub_size::{TierWord, rate};
+use job::JobArgs;
 use outcomes::{CallsOutput, ToldCall};
 
 /// What can stand in place of `--device`.
@@ -75,6 +77,8 @@ pub(super) struct ManyDevicesArgs {
     /// ~/.local/state].
     #[arg(long, value_name = "FILE", conflicts_with = "device")]
     failed: Option<PathBuf>,
+    #[command(flatten)]
+    job: JobArgs,
 }
 
 impl OneOrManyArgs {
@@ -107,6 +111,11 @@ impl ManyDevicesArgs {
             "--devices-from and {option} both read standard input: write one of them to a file"
         );
         Ok(())
+    }
+
+    /// Whether the hub does the work as a job.
+    pub(super) fn is_job(&self) -> bool {
+        self.job.job
     }
 
     /// What is meant, in order.
@@ -242,7 +251,7 @@ pub(super) fn run<T>(
                 rest.service(calls.token_lifetime(targets.len(), per_minute)).map_err(anyhow::Error::new)?,
             );
         }
-        let mut output = CallsOutput::new(calls.json, &entries, &failed_file);
+        let mut output = CallsOutput::new(calls.json, entries, Some(failed_file));
         output.planned(&calls.doing, per_minute)?;
         let stop = CancellationToken::new();
         let result = {

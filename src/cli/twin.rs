@@ -14,10 +14,10 @@ use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, TargetArgs, print};
 use super::many_devices::outcomes::{self, ToldCall};
-use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs};
+use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs, job};
 use super::shown::{json, without_controls};
 use super::{Exit, Failure, transport};
-use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME, TwinPatch};
+use crate::service::{Addressee, HttpsService, JobWork, ServiceError, TOKEN_LIFETIME, TwinPatch};
 
 /// Most bytes of a part of a twin: the 32 KiB of desired properties that the hub accepts, and room for white space.
 const MAX_PART: usize = 128 * 1024;
@@ -35,7 +35,7 @@ pub(super) struct TwinArgs {
 #[derive(Debug, clap::Subcommand)]
 enum TwinCommand {
     Get(Get),
-    Patch(Patch),
+    Patch(Box<Patch>),
 }
 
 /// Print the twin, as JSON.
@@ -217,6 +217,9 @@ impl Patch {
             per_minute: &|tier, units| tier.twin_updates_per_minute(units),
             longest: Duration::ZERO,
         };
+        if self.many.is_job() {
+            return job::run(&calls, JobWork::Twin(patch));
+        }
         let call =
             async |service: &mut HttpsService, target: &Addressee| service.patch_twin(target, patch).await;
         many_devices::run(&calls, call, |target, result| told_of_many(self.output.json, target, result))

@@ -2,7 +2,7 @@
 //!
 //! Owns: one HTTPS connection that is opened when needed, requests and their limits. Must not know: what a twin says.
 //!
-//! - `feedback` has what back ends do about messages; `methods`, `twins`, `query` and `registry` are for what they name.
+//! - `feedback` has what back ends do about messages; `methods`, `twins`, `query`, `registry` and `jobs` are for what they name.
 //! - `answer` decides what an answer means and has the sentences for wrong ones.
 
 use std::collections::BTreeMap;
@@ -32,11 +32,13 @@ use crate::credentials::HostPort;
 
 mod answer;
 mod feedback;
+mod jobs;
 mod methods;
 mod query;
 mod registry;
 mod twins;
 
+pub use jobs::{HubJob, JobDevices, JobOrder, JobWork};
 pub use methods::{MAX_METHOD_PAYLOAD, MethodAnswer, MethodCall};
 pub use query::QueryPage;
 pub use registry::{DeviceKeys, NewCredential, RegisteredDevice};

@@ -71,6 +71,7 @@ mod identity;
 mod inbox_cli;
 mod init;
 mod invoke_method;
+mod jobs_cli;
 mod json_lines;
 mod layering;
 mod log;

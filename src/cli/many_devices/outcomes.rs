@@ -29,10 +29,11 @@ pub(in crate::cli) struct ToldCall {
 }
 
 /// Prints events as they happen.
-pub(in crate::cli) struct CallsOutput<'a> {
+pub(in crate::cli) struct CallsOutput {
     json: bool,
-    entries: &'a [Entry],
-    failed_file: &'a Path,
+    entries: Vec<Entry>,
+    /// Where those at which it failed are written.
+    failed_file: Option<PathBuf>,
     begun: Instant,
     /// How many devices have each outcome.
     outcomes: BTreeMap<String, usize>,
@@ -95,8 +96,8 @@ pub(in crate::cli) fn sentence(error: &ServiceError) -> String {
     }
 }
 
-impl<'a> CallsOutput<'a> {
-    pub(in crate::cli) fn new(json: bool, entries: &'a [Entry], failed_file: &'a Path) -> Self {
+impl CallsOutput {
+    pub(in crate::cli) fn new(json: bool, entries: Vec<Entry>, failed_file: Option<PathBuf>) -> Self {
         let (begun, outcomes, failed) = (Instant::now(), BTreeMap::new(), Vec::new());
         Self { json, entries, failed_file, begun, outcomes, succeeded: 0, failed }
     }
@@ -135,7 +136,7 @@ impl<'a> CallsOutput<'a> {
     }
 
     /// Prints what became of one device.
-    pub(in crate::cli) fn ended(&mut self, entry: usize, told: ToldCall) -> anyhow::Result<()> {
+    fn ended(&mut self, entry: usize, told: ToldCall) -> anyhow::Result<()> {
         *self.outcomes.entry(told.outcome).or_default() += 1;
         if told.is_done {
             self.succeeded += 1;
@@ -145,12 +146,20 @@ impl<'a> CallsOutput<'a> {
         print(&told.line)
     }
 
+    /// Prints what became of a device that is not among the entries yet.
+    pub(in crate::cli) fn ended_at(&mut self, device_id: &str, told: ToldCall) -> anyhow::Result<()> {
+        let number = self.entries.len() + 1;
+        self.entries.push(Entry { number, device_id: device_id.to_owned(), row: None });
+        self.ended(number - 1, told)
+    }
+
     /// Prints the sums, and returns how many failed. These, those that were not called and those of which it is not known
     /// get into the file.
     pub(in crate::cli) fn finished(&self, not_called: &[usize], unknown: &[usize]) -> anyhow::Result<usize> {
         let mut again: Vec<usize> = [&self.failed, not_called, unknown].concat();
         again.sort_unstable();
-        let file = if again.is_empty() { None } else { Some(self.write(&again)?) };
+        let file = self.failed_file.as_deref().filter(|_| !again.is_empty());
+        file.map_or(Ok(()), |file| self.write(file, &again))?;
         let outcomes = self.outcomes.iter();
         if self.json {
             let after_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -182,8 +191,7 @@ impl<'a> CallsOutput<'a> {
         Ok(self.failed.len())
     }
 
-    fn write(&self, entries: &[usize]) -> anyhow::Result<PathBuf> {
-        let path = self.failed_file;
+    fn write(&self, path: &Path, entries: &[usize]) -> anyhow::Result<()> {
         let written = trust::create_anew(path, 0o600).and_then(|file| {
             let mut file = BufWriter::new(file);
             for entry in entries.iter().filter_map(|entry| self.entries.get(*entry)) {
@@ -194,7 +202,6 @@ impl<'a> CallsOutput<'a> {
             }
             file.flush()
         });
-        written.with_context(|| format!("cannot write the devices to {}", path.display()))?;
-        Ok(path.to_owned())
+        written.with_context(|| format!("cannot write the devices to {}", path.display()))
     }
 }

@@ -118,9 +118,9 @@ mod tests {
         assert_eq!(
             shown(&["deviceId", "site", "gone"], &rows, None),
             [
-                "deviceId  site           n  on",
+                "deviceId  site          n  on",
                 "pump-1    a\\u{1b}[2J\\n  2  -",
-                "p         -              -  true",
+                "p         -             -  true",
             ]
         );
         assert_eq!(shown(&[], &[json!(3)], None), ["value", "3"]);
