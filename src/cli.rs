@@ -16,6 +16,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use crate::features::{self, Feature};
 
 #[cfg(feature = "full")]
+mod auth;
+#[cfg(feature = "full")]
 mod back_end;
 #[cfg(feature = "full")]
 mod c2d_feedback;
@@ -65,7 +67,7 @@ mod twin;
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
-const OPTIONAL: [(&str, Feature); 13] = [
+const OPTIONAL: [(&str, Feature); 14] = [
     ("doctor", features::FULL),
     ("schema", features::SCHEMA),
     ("c2d-send", features::FULL),
@@ -76,6 +78,7 @@ const OPTIONAL: [(&str, Feature); 13] = [
     ("devices", features::FULL),
     ("query", features::FULL),
     ("jobs", features::FULL),
+    ("auth", features::FULL),
     ("emulator", features::EMULATOR),
     ("demo", features::EMULATOR),
     ("manual", features::MANUAL),
@@ -142,6 +145,8 @@ enum Command {
     Query(query::QueryArgs),
     #[cfg(feature = "full")]
     Jobs(jobs::JobsArgs),
+    #[cfg(feature = "full")]
+    Auth(auth::AuthArgs),
     #[cfg(feature = "emulator")]
     Emulator(Box<emulator::EmulatorArgs>),
     #[cfg(feature = "emulator")]
@@ -273,6 +278,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Query(args) => query::run(&args),
         #[cfg(feature = "full")]
         Command::Jobs(args) => jobs::run(&args),
+        #[cfg(feature = "full")]
+        Command::Auth(args) => auth::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(*args),
         #[cfg(feature = "emulator")]

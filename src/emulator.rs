@@ -15,12 +15,14 @@
 //! - `mqtt`, `amqp` and `https` serve one connection each; `listener` accepts connections; `tls` is the server's side
 //!   of TLS.
 //! - `workload` is the daemon of an edge device.
+//! - `entra` gives tokens to back ends and knows them again; `imds` gives them to a machine.
 //! - `client` sends requests to an emulator that runs in another process.
 //! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` stores what the hub
 //!   holds.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt as _;
@@ -31,6 +33,7 @@ mod amqp;
 mod certificates;
 pub mod client;
 pub mod clock;
+mod entra;
 mod event_hub;
 mod event_log;
 mod https;
@@ -38,6 +41,7 @@ pub mod hub;
 pub mod hub_names;
 mod hubs;
 mod identity;
+mod imds;
 mod job_runner;
 mod journal;
 mod keeper;
@@ -55,8 +59,11 @@ mod tls;
 mod workload;
 
 use clock::{ClockOffset, ClockSetting};
+use entra::EntraIssuer;
+pub use entra::{AppOption, AppOptionError, AppSecret, EntraRole, EntraSettings};
 use hub::Hub;
 use hubs::Hubs;
+use imds::Imds;
 use keeper::HubFile;
 use listener::Accepted;
 pub use listener::{AMQP_PORT, HTTPS_PORT, MQTT_PORT};
@@ -86,6 +93,7 @@ pub struct Emulator {
     mqtt_address: SocketAddr,
     amqp_address: SocketAddr,
     https_address: SocketAddr,
+    imds_address: Option<SocketAddr>,
     state_dir: PathBuf,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -145,7 +153,9 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         provisioning: provisioning.as_ref().map(OpenedProvisioning::served),
         ..served(&options.hostname)
     };
-    let make = |state, served| make_hub(state, served, &options, clock, (now, moved));
+    let issuer =
+        options.entra.as_ref().map(|settings| main.entra_issuer(settings)).transpose()?.map(Arc::new);
+    let make = |state, served| make_hub(state, served, &options, issuer.clone(), clock, (now, moved));
     let (main, keeper) = make(main, of_main)?;
     let others = others.into_iter().zip(&further).map(|(state, name)| make(state, served(name)));
     let (others, mut keepers): (Vec<_>, Vec<_>) = others.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
@@ -160,6 +170,12 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         }
         _ => None,
     };
+    let imds_port = options.entra.as_ref().and_then(|settings| settings.imds_port);
+    let imds = match (imds_port, issuer) {
+        (Some(port), Some(issuer)) => Some(Imds::bind(port, issuer, main.hub().clone()).await?),
+        _ => None,
+    };
+    let imds_address = imds.as_ref().map(|(_, address)| *address);
     let hubs = Hubs::new(main, others);
     let ports = [mqtt_address.port(), amqp_address.port(), https_address.port()];
     let reception = Reception::new(provisioning, &hubs, ports).await?;
@@ -167,6 +183,9 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
     let mut tasks = JoinSet::new();
     if let Some(workload) = workload {
         tasks.spawn(workload.run(stop.clone()));
+    }
+    if let Some((imds, _)) = imds {
+        tasks.spawn(imds.run(stop.clone()));
     }
     for keeper in &keepers {
         tasks.spawn(keeper.clone().run(stop.clone()));
@@ -210,7 +229,17 @@ pub async fn start(options: Options, clock: Clock) -> Result<Emulator, EmulatorE
         tasks.spawn(listener::serve("https", listener, tls.clone(), stop.clone(), serve_https.clone()));
     }
     let state_dir = options.state_dir;
-    Ok(Emulator { hubs, mqtt_address, amqp_address, https_address, state_dir, stop, tasks, keepers })
+    Ok(Emulator {
+        hubs,
+        mqtt_address,
+        amqp_address,
+        https_address,
+        imds_address,
+        state_dir,
+        stop,
+        tasks,
+        keepers,
+    })
 }
 
 /// Makes a hub with what an earlier emulator has left in its state directory. The clock was moved at the start.
@@ -218,12 +247,16 @@ fn make_hub(
     mut state: StateDir,
     served: Served,
     options: &Options,
+    issuer: Option<Arc<EntraIssuer>>,
     clock: Clock,
     (now, moved): (SystemTime, ClockOffset),
 ) -> Result<(Registrar, HubFile), EmulatorError> {
     let (hostname, amqp_port) = (served.hostname.clone(), served.amqp_port);
     state.write_client_files(served, now)?;
     let mut registry = Registry::new(hostname, state.policies());
+    if let Some(issuer) = issuer {
+        registry.set_issuer(issuer);
+    }
     for (device, record) in state.devices() {
         registry.add_device(device.clone());
         registry.set_record(&device.id, record.clone());
@@ -270,6 +303,11 @@ impl Emulator {
     /// The address of the REST side.
     pub fn https_address(&self) -> SocketAddr {
         self.https_address
+    }
+
+    /// The address where a machine gets the tokens of its identity, if there is one.
+    pub fn imds_address(&self) -> Option<SocketAddr> {
+        self.imds_address
     }
 
     /// The directory with `ca.pem` and the connection strings.

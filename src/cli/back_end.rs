@@ -96,10 +96,11 @@ pub(super) struct SignIn {
     pub(super) method: AuthMethod,
     /// Why it was chosen, in words.
     pub(super) reason: String,
-    proof: Proof,
+    pub(super) proof: Proof,
 }
 
-enum Proof {
+/// With what.
+pub(super) enum Proof {
     Policy(ServiceConnectionString),
     /// What the method lacks, or its login.
     Entra(Result<EntraLogin, EntraError>),
@@ -173,9 +174,17 @@ impl HubArgs {
             Proof::Entra(login) => login?,
         };
         tracing::debug!(%login, "signing in with Microsoft Entra");
-        let route = EntraRoute { ca_file: self.ca_file(), proxies: self.https()?.proxies };
-        let tokens = Arc::new(EntraTokens::new(login, route, SystemTime::now));
+        let tokens = Arc::new(self.tokens(login)?);
         Ok(ServiceIdentity { host: chosen.host, proof: ServiceProof::Entra(tokens) })
+    }
+
+    /// The tokens of this login; none is asked for yet.
+    ///
+    /// # Errors
+    /// When the proxy settings of the environment cannot be read.
+    pub(super) fn tokens(&self, login: EntraLogin) -> anyhow::Result<EntraTokens> {
+        let route = EntraRoute { ca_file: self.ca_file(), proxies: self.https()?.proxies };
+        Ok(EntraTokens::new(login, route, SystemTime::now))
     }
 
     /// Chooses the way to sign in. There is no fall-back: a way that lacks something is chosen all the same.

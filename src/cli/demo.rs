@@ -207,6 +207,7 @@ async fn start_hub(state_dir: &Path) -> anyhow::Result<Emulator> {
         clock: None,
         well_known_keys: false,
         provisioning: None,
+        entra: None,
     };
     emulator::start(options, SystemTime::now).await.context("the local hub does not start")
 }

@@ -21,9 +21,9 @@ use signal_hook_tokio::Signals;
 use crate::emulator::clock::ClockSetting;
 use crate::emulator::hub::{FaultError, FaultOrder, HubSize, InputRoute, Tier};
 use crate::emulator::{
-    self, AMQP_PORT, DEFAULT_ID_SCOPE, DpsFaultError, DpsFaultName, DpsFaultOrder, Emulator, EmulatorError,
-    EnrolmentOption, HTTPS_PORT, MQTT_PORT, Options, ProvisioningError, ProvisioningSettings,
-    WorkloadSocketError,
+    self, AMQP_PORT, AppOption, DEFAULT_ID_SCOPE, DpsFaultError, DpsFaultName, DpsFaultOrder, Emulator,
+    EmulatorError, EnrolmentOption, EntraSettings, HTTPS_PORT, MQTT_PORT, Options, ProvisioningError,
+    ProvisioningSettings, WorkloadSocketError,
 };
 use crate::trust;
 
@@ -216,6 +216,18 @@ pub(super) struct EmulatorArgs {
     /// With --tier: the units of the hub.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "tier")]
     units: u32,
+    /// An application of Microsoft Entra that may sign in to the hubs; may be given several times. It proves itself with the
+    /// secret (also as a federated token), or with the key of the certificate in a PEM file. ROLE is data-contributor,
+    /// data-reader, registry-contributor, twin-contributor, several joined by +, or none [default: data-contributor].
+    #[arg(long = "entra-app", value_name = "TENANT/CLIENT=SECRET|CERT.pem[:ROLE]")]
+    entra_apps: Vec<AppOption>,
+    /// How long a token of --entra-app is valid, from 1s to 1day.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = token_lifetime)]
+    entra_token_lifetime: Duration,
+    /// Port on loopback where a machine gets the tokens of its managed identity: those of the first --entra-app; 0 means
+    /// any free port.
+    #[arg(long, value_name = "PORT", requires = "entra_apps")]
+    imds_port: Option<u16>,
     /// A fault that is set from the start, for one device or for all; may be given several times.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<AnyFault>,
@@ -306,6 +318,12 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     lifetime.ok_or_else(|| "give a time from 1s to 1000days, such as 5m".to_owned())
 }
 
+fn token_lifetime(text: &str) -> Result<Duration, String> {
+    let limits = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
+    let lifetime = humantime::parse_duration(text).ok().filter(|lifetime| limits.contains(lifetime));
+    lifetime.ok_or_else(|| "give a time from 1s to 1day, such as 5m".to_owned())
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(interval) if interval <= Duration::from_secs(3600) => Ok(interval),
@@ -336,6 +354,11 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         groups: args.dps_groups,
         faults: dps_faults,
     });
+    let entra = (!args.entra_apps.is_empty()).then_some(EntraSettings {
+        apps: args.entra_apps,
+        token_lifetime: args.entra_token_lifetime,
+        imds_port: args.imds_port,
+    });
     let is_empty = devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty();
     if is_empty && !is_provisioned {
         devices.push(DEFAULT_DEVICE.to_owned());
@@ -362,6 +385,7 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         clock: args.clock,
         well_known_keys: args.well_known_keys,
         provisioning,
+        entra,
     })
 }
 
@@ -372,6 +396,7 @@ fn failure(error: EmulatorError) -> Failure {
         | EmulatorError::TooManyDevices(_)
         | EmulatorError::Fault(_)
         | EmulatorError::Clock(_)
+        | EmulatorError::Entra(_)
         | EmulatorError::Provisioning(ProvisioningError::Option(_) | ProvisioningError::Fault(_))
         | EmulatorError::Workload(WorkloadSocketError::NoDevice)
         | EmulatorError::WellKnownKeys(_)
@@ -392,7 +417,8 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     let offset = emulator.hub().clock().1;
     let clock = if offset.is_zero() { String::new() } else { format!(" clock={offset}") };
-    writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} https={https}{clock} state={}", state.display())
+    let imds = emulator.imds_address().map(|address| format!(" imds={address}")).unwrap_or_default();
+    writeln!(stdout, "ready mqtt={mqtt} amqp={amqp} https={https}{imds}{clock} state={}", state.display())
         .and_then(|()| stdout.flush())
         .context("standard output cannot be written")?;
     if options.well_known_keys {
@@ -442,6 +468,16 @@ fn announce(options: &Options, emulator: &Emulator) -> Result<(), Failure> {
         tracing::info!(hub, "other commands find this further hub after: . {}", shell(&path(&dir, "env")));
     }
     announce_provisioning(options, state);
+    for app in options.entra.iter().flat_map(|entra| &entra.apps) {
+        let (host, port) = (&options.hostname, https.port());
+        tracing::info!(
+            "an application signs in with: AZURE_AUTHORITY_HOST=https://{host}:{port} AZURE_TENANT_ID={} AZURE_CLIENT_ID={} \
+             C2D_HUB={host}:{}",
+            app.tenant,
+            app.client_id,
+            amqp.port()
+        );
+    }
     if let Some(id) = options.devices.iter().chain(&options.x509_devices).next() {
         let id = shell(id);
         tracing::info!("try: . {sourced} && c2d-agent c2d-send --device {id} --data hello");

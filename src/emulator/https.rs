@@ -12,6 +12,7 @@
 //!   `statistics` are for back ends. `pages` cuts a long answer into pages. `unserved` refuses what only the real hub
 //!   has.
 //! - `provisioning` is the Device Provisioning Service, for devices and for back ends.
+//! - `entra` is the token endpoint of Microsoft Entra's stand-in.
 //! - `faults` sets and ends faults; `clock` moves the clock.
 //! - `inputs` puts messages into inputs of modules.
 //! - `page` is for people: its files, the `overview` that it shows, its form.
@@ -39,6 +40,7 @@ mod call;
 mod clock;
 mod device;
 mod device_events;
+mod entra;
 mod events;
 mod faults;
 mod feedback;

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::clock::{ClockError, ClockSetting};
+use super::entra::{AppOptionError, EntraSettings};
 use super::hub::{FaultError, FaultOrder, HubSize, InputRoute};
 use super::hub_names::HubNames;
 use super::hubs::{self, MAX_HUBS};
@@ -66,6 +67,8 @@ pub struct Options {
     pub well_known_keys: bool,
     /// The provisioning service, if there is one.
     pub provisioning: Option<ProvisioningSettings>,
+    /// The stand-in for Microsoft Entra, if there is one.
+    pub entra: Option<EntraSettings>,
 }
 
 /// Why the emulator did not start.
@@ -118,6 +121,9 @@ pub enum EmulatorError {
     /// The provisioning service cannot start.
     #[error(transparent)]
     Provisioning(#[from] ProvisioningError),
+    /// An application of Entra cannot be used.
+    #[error("an application of --entra-app cannot be used: {0}")]
+    Entra(#[from] AppOptionError),
     /// The workload socket cannot be served.
     #[error(transparent)]
     Workload(#[from] WorkloadSocketError),

@@ -6,6 +6,7 @@
 //! Source: wire reference 4.2 (tokens, policies).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use ring::digest;
@@ -15,10 +16,12 @@ use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
 use super::clock::ClockOffset;
+use super::entra::{self, BearerError, EntraIssuer};
 use super::event_hub::EventHub;
 use super::hub_names::HubNames;
 use super::identity;
 
+mod principals;
 mod record;
 
 pub use record::{IdentityRecord, edge_device_of};
@@ -177,8 +180,12 @@ pub enum RegistryRight {
 /// The right that a request of a back end needs. Source: wire reference 4.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackEndRight {
-    /// For messages, feedback, twins and methods.
+    /// For messages, feedback, methods and jobs.
     ServiceConnect,
+    /// For reading twins and for queries: a policy needs ServiceConnect.
+    TwinRead,
+    /// For writing twins: a policy needs ServiceConnect.
+    TwinWrite,
     /// For reading devices and their keys.
     RegistryRead,
     /// For making, changing and deleting devices.
@@ -190,7 +197,8 @@ pub enum BackEndRight {
 pub struct Grant {
     /// When the connection must be closed, by the hub's clock; `None` for a certificate.
     pub expires: Option<SystemTime>,
-    /// The policy whose key signed the token; `None` if the device signed in with its own key or certificate.
+    /// The policy whose key signed the token; `None` if the device signed in with its own key or certificate, or a
+    /// principal of Entra did.
     pub policy: Option<String>,
 }
 
@@ -214,6 +222,12 @@ pub enum AuthError {
     /// The policy lacks the right.
     #[error("the shared access policy \"{0}\" lacks {1}")]
     Forbidden(String, &'static str),
+    /// The principal of Entra has no role for it. Its id, as the hub tells it.
+    #[error("the principal {0} has no role for this")]
+    NoRole(String),
+    /// The token of Entra is not valid here.
+    #[error(transparent)]
+    Bearer(#[from] BearerError),
     /// The client has shown neither token nor certificate.
     #[error("no token and no client certificate was presented")]
     NoProof,
@@ -254,6 +268,7 @@ pub struct Registry {
     clock_offset: ClockOffset,
     policies: Vec<AccessPolicy>,
     devices: BTreeMap<String, RegistryEntry>,
+    issuer: Option<Arc<EntraIssuer>>,
 }
 
 #[derive(Debug)]
@@ -266,7 +281,8 @@ impl Registry {
     /// A registry without devices.
     pub fn new(hostname: impl Into<String>, policies: Vec<AccessPolicy>) -> Self {
         let clock_offset = ClockOffset::default();
-        Self { names: HubNames::new(hostname), clock_offset, policies, devices: BTreeMap::new() }
+        let (names, devices) = (HubNames::new(hostname), BTreeMap::new());
+        Self { names, clock_offset, policies, devices, issuer: None }
     }
 
     /// Tells by how much the hub's clock differs from the one of clients, which make their tokens by the real time. What
@@ -279,6 +295,16 @@ impl Registry {
     /// See [`Registry::set_clock_offset`].
     pub fn clock_offset(&self) -> ClockOffset {
         self.clock_offset
+    }
+
+    /// Lets principals of Entra sign in with tokens of this issuer.
+    pub fn set_issuer(&mut self, issuer: Arc<EntraIssuer>) {
+        self.issuer = Some(issuer);
+    }
+
+    /// The issuer of tokens of Entra, if there is one.
+    pub fn issuer(&self) -> Option<&Arc<EntraIssuer>> {
+        self.issuer.as_ref()
     }
 
     /// The host names; user names and tokens must contain one of them.
@@ -383,12 +409,17 @@ impl Registry {
         right: BackEndRight,
         now: SystemTime,
     ) -> Result<Grant, AuthError> {
+        if let Some(bearer) = entra::bearer(token) {
+            return self.authenticate_principal(bearer, right, now);
+        }
         let token = SasToken::parse(token)?;
         self.check(&token, "", now)?;
         let name = token.policy().ok_or_else(|| AuthError::UnknownPolicy(String::new()))?;
         let policy = self.policy(name)?;
         let (allowed, name) = match right {
-            BackEndRight::ServiceConnect => (policy.service_connect, "ServiceConnect"),
+            BackEndRight::ServiceConnect | BackEndRight::TwinRead | BackEndRight::TwinWrite => {
+                (policy.service_connect, "ServiceConnect")
+            }
             BackEndRight::RegistryRead => (policy.registry >= RegistryRight::Read, "RegistryRead"),
             BackEndRight::RegistryWrite => (policy.registry >= RegistryRight::Write, "RegistryWrite"),
         };
@@ -396,6 +427,23 @@ impl Registry {
             return Err(AuthError::Forbidden(policy.name.clone(), name));
         }
         self.grant(&token, policy.keys.signed(&token))
+    }
+
+    fn authenticate_principal(
+        &self,
+        bearer: &str,
+        right: BackEndRight,
+        now: SystemTime,
+    ) -> Result<Grant, AuthError> {
+        let principal = self.issuer.as_ref().ok_or(BearerError::NoIssuer)?.check(bearer)?;
+        let expires = self.clock_offset.of(principal.expires);
+        if expires <= now {
+            return Err(AuthError::Expired(format_time(principal.expires)));
+        }
+        match principals::may(&principal.roles, right) {
+            true => Ok(Grant { expires: Some(expires), policy: None }),
+            false => Err(AuthError::NoRole(principal.oid)),
+        }
     }
 
     /// Checks whether a back end may read D2C messages with a token for the Event Hub-compatible endpoint. Its

@@ -28,6 +28,7 @@ use rustls::pki_types::pem::PemObject as _;
 use crate::credentials::{HostPort, SasToken};
 
 use super::certificates::{self, DeviceIssuer, PemPair, ServerIdentity};
+use super::entra::{AppOptionError, EntraIssuer, EntraSettings};
 use super::identity;
 use super::registry::{
     AccessPolicy, Device, DeviceCredential, IdentityRecord, KeyPair, RegistryRight, Thumbprint,
@@ -238,6 +239,14 @@ impl StateDir {
     pub(super) fn authority_certificate(&self) -> Result<CertificateDer<'static>, StateDirError> {
         certificate(self.authority())
             .ok_or_else(|| damaged(&self.root.join(SECRETS), &"the authority's certificate is not PEM"))
+    }
+
+    /// The issuer of tokens of Entra, which signs with the authority's key.
+    ///
+    /// # Errors
+    /// [`AppOptionError`].
+    pub(super) fn entra_issuer(&self, settings: &EntraSettings) -> Result<EntraIssuer, AppOptionError> {
+        EntraIssuer::new(settings, &self.secrets.authority.private_key)
     }
 
     /// The devices of the command line and those that back ends have made, and what is recorded of each.

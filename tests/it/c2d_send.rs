@@ -57,6 +57,7 @@ impl Running {
             clock: None,
             well_known_keys: false,
             provisioning: None,
+            entra: None,
         };
         let (started, ready) = sync_channel(1);
         let (stop, stopped) = oneshot::channel();

@@ -27,6 +27,14 @@ pub(crate) fn binary() -> Command {
     for name in ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"] {
         command.env_remove(name);
     }
+    for name in [
+        "AZURE_CLIENT_SECRET",
+        "AZURE_CLIENT_CERTIFICATE_PATH",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "IDENTITY_ENDPOINT",
+    ] {
+        command.env_remove(name);
+    }
     command.env("NO_COLOR", "1");
     command
 }

@@ -162,6 +162,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/emulator/client.rs",
             "src/emulator/https.rs",
             "src/emulator/https/",
+            "src/emulator/imds.rs",
             "src/emulator/workload.rs",
             "src/metrics.rs",
             "src/metrics/",

@@ -58,6 +58,8 @@ mod emulator_state;
 mod emulator_throttling;
 mod emulator_twins;
 mod emulator_websocket;
+mod entra;
+mod entra_sdk;
 mod examples;
 mod faults;
 mod fleet;

@@ -10,8 +10,9 @@ use super::claims::{ClaimError, Claims};
 use super::requests::{self, NodeAnswer, NodeRequest};
 use crate::emulator::registry::AuthError;
 
-/// Types of tokens, compared without case. The second is for Entra tokens; Node sends those with the first type.
-const TOKEN_TYPES: [&str; 2] = ["servicebus.windows.net:sastoken", "bearer"];
+/// Types of tokens, compared without case. The second is for Entra tokens; Node sends those with the first type, and other
+/// services of Azure name them as the third.
+const TOKEN_TYPES: [&str; 3] = ["servicebus.windows.net:sastoken", "bearer", "jwt"];
 
 /// Takes the token of a request.
 pub(super) fn put(claims: &Claims, request: &NodeRequest) -> NodeAnswer {
@@ -38,12 +39,9 @@ fn token_of(request: &NodeRequest) -> Result<(&str, &str), &'static str> {
     }
     let known = |kind: &str| TOKEN_TYPES.iter().any(|own| own.eq_ignore_ascii_case(kind));
     if !text("type").is_some_and(known) {
-        return Err("the type is not servicebus.windows.net:sastoken");
+        return Err("the type is neither servicebus.windows.net:sastoken nor Bearer nor jwt");
     }
     match &request.body {
-        Body::Value(AmqpValue(Value::String(token))) if token.to_ascii_lowercase().starts_with("bearer ") => {
-            Err("the emulator does not accept Microsoft Entra tokens: use a SAS token")
-        }
         Body::Value(AmqpValue(Value::String(token))) => Ok((token, text("name").unwrap_or_default())),
         _ => Err("the body is not a token in an AMQP string"),
     }

@@ -18,11 +18,13 @@ use super::condition::LinkRefusal;
 use super::enrollee::{ConnectionDoor, Enrollee};
 use super::frames::Answers;
 use crate::credentials::SasToken;
+use crate::emulator::entra;
 use crate::emulator::hub::{ConnectionId, Subscription};
 use crate::emulator::hubs::Hubs;
 use crate::emulator::provisioning::{DoorError, Reception};
 use crate::emulator::registry::{AuthError, BackEndRight, Grant, Thumbprint};
 use crate::emulator::shared::SharedHub;
+use crate::message::format_time;
 
 /// Most devices of one connection. An SDK that shares a connection between more devices is told to open another one.
 const MAX_DEVICES: usize = 100;
@@ -167,6 +169,11 @@ impl Claims {
     /// Accepts a token that was sent to `$cbs` for `audience`. If the token's resource or the audience names a device,
     /// the token must be valid for that device.
     pub(super) fn put(&self, token: &str, audience: &str) -> Result<(), ClaimError> {
+        if entra::bearer(token).is_some() {
+            // C# names the hub here, and other SDKs the scope of the token, which is the same for all hubs.
+            self.opened(audience);
+            return self.put_of_service(token);
+        }
         let parsed = SasToken::parse(token).map_err(AuthError::from)?;
         let resource = parsed.resource();
         self.settle_hub(&resource);
@@ -178,15 +185,18 @@ impl Claims {
                 self.grants.send_modify(|grants| grants.reader = Some(grant));
                 Ok(())
             }
-            None => {
-                let grant = self
-                    .hub()
-                    .with(|hub, now| hub.authenticate_back_end(token, BackEndRight::ServiceConnect, now))?;
-                tracing::debug!(policy = grant.policy, "took a service token");
-                self.grants.send_modify(|grants| grants.service = Some(grant));
-                Ok(())
-            }
+            None => self.put_of_service(token),
         }
+    }
+
+    fn put_of_service(&self, token: &str) -> Result<(), ClaimError> {
+        let grant = self
+            .hub()
+            .with(|hub, now| hub.authenticate_back_end(token, BackEndRight::ServiceConnect, now))?;
+        let expires = grant.expires.map(format_time);
+        tracing::debug!(policy = grant.policy, expires, "took a service token");
+        self.grants.send_modify(|grants| grants.service = Some(grant));
+        Ok(())
     }
 
     /// Whether the connection may act as a back end now.

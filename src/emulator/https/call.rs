@@ -278,13 +278,16 @@ impl HttpCall {
         let check = || {
             let token = self.headers.get(AUTHORIZATION).map(|value| value.to_str()).transpose();
             let token = token.map_err(|_| "the Authorization header is not text")?;
-            let scheme =
-                |token: &str| token.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer "));
-            if token.is_some_and(scheme) {
-                return Err("the emulator does not accept Microsoft Entra tokens: use a SAS token".to_owned());
-            }
             match self.hub.with(|hub, now| proof(hub, token, now)) {
                 Err(AuthError::MissingDevice(device_id)) => Ok(Err(reply::no_device(&device_id).into())),
+                Err(AuthError::NoRole(principal)) => {
+                    tracing::warn!(
+                        principal,
+                        path = excerpt(&self.path),
+                        "refused a request: no role allows it"
+                    );
+                    Ok(Err(reply::no_role(&principal, &self.method, &self.path).into()))
+                }
                 granted => granted.map(Ok).map_err(|error| error.to_string()),
             }
         };

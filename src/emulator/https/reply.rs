@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, RETRY_AFTER, SERVER};
-use hyper::{Response, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::spelling::SpelledNames;
@@ -140,6 +140,15 @@ pub(super) fn detailed_error(status: StatusCode, code: &'static str, details: &V
 /// 401. It does not say what is wrong.
 pub(super) fn unauthorized() -> HttpReply {
     error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized")
+}
+
+/// 401 for a principal of Entra that lacks a role. Source: the answer in Azure/azure-sdk-for-net#21453.
+pub(super) fn no_role(principal: &str, method: &Method, path: &str) -> HttpReply {
+    let path = excerpt(path);
+    let sentence = format!(
+        "Principal {principal} is not authorized for {method} on {path} due to no assigned permissions"
+    );
+    error(StatusCode::UNAUTHORIZED, "IotHubUnauthorized", &sentence)
 }
 
 /// 429: the hub throttles the device. Hub code 429001.

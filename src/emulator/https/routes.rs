@@ -15,8 +15,8 @@ use super::provisioning::{self, enrolments, faults as dps_faults};
 use super::registry::bulk;
 use super::reply::{self, HttpReply, HttpResult};
 use super::{
-    clock, device, device_events, events, faults, feedback, inputs, jobs, metered, methods, page, purge,
-    query, registry, statistics, twins, unserved,
+    clock, device, device_events, entra, events, faults, feedback, inputs, jobs, metered, methods, page,
+    purge, query, registry, statistics, twins, unserved,
 };
 use crate::emulator::registry::BackEndRight;
 
@@ -36,6 +36,8 @@ pub(super) async fn answer(mut call: HttpCall) -> HttpReply {
 const READ: RouteRight = RouteRight::BackEnd(BackEndRight::RegistryRead);
 const WRITE: RouteRight = RouteRight::BackEnd(BackEndRight::RegistryWrite);
 const SERVICE: RouteRight = RouteRight::BackEnd(BackEndRight::ServiceConnect);
+const READ_TWIN: RouteRight = RouteRight::BackEnd(BackEndRight::TwinRead);
+const WRITE_TWIN: RouteRight = RouteRight::BackEnd(BackEndRight::TwinWrite);
 
 /// What a route does, once its sender may use it.
 enum Handler {
@@ -52,7 +54,7 @@ type HttpRoute = (&'static str, &'static str, RouteRight, Handler);
 /// All routes. The first line whose method and path fit counts.
 const ROUTES: &[HttpRoute] = &[
     ("GET", "/devices", READ, At(registry::list)),
-    ("POST", "/devices/query", SERVICE, Later(|call| query::run(call).boxed())),
+    ("POST", "/devices/query", READ_TWIN, Later(|call| query::run(call).boxed())),
     ("POST", "/devices", WRITE, Later(|call| bulk::change(call).boxed())),
     ("POST", "/devices/keys/regenerate", WRITE, Later(|call| bulk::regenerate(call).boxed())),
     ("GET", "/statistics/devices", READ, At(statistics::devices)),
@@ -72,12 +74,12 @@ const ROUTES: &[HttpRoute] = &[
     ("GET", "/messages/servicebound/feedback", SERVICE, At(feedback::receive)),
     ("DELETE", "/messages/servicebound/feedback/*", SERVICE, At(feedback::complete)),
     ("POST", "/messages/servicebound/feedback/*/abandon", SERVICE, At(feedback::abandon)),
-    ("GET", "/twins/*", SERVICE, At(twins::get)),
-    ("PATCH", "/twins/*", SERVICE, Later(|call| twins::patch(call).boxed())),
-    ("PUT", "/twins/*", SERVICE, Later(|call| twins::replace(call).boxed())),
-    ("GET", "/twins/*/modules/*", SERVICE, At(twins::get)),
-    ("PATCH", "/twins/*/modules/*", SERVICE, Later(|call| twins::patch(call).boxed())),
-    ("PUT", "/twins/*/modules/*", SERVICE, Later(|call| twins::replace(call).boxed())),
+    ("GET", "/twins/*", READ_TWIN, At(twins::get)),
+    ("PATCH", "/twins/*", WRITE_TWIN, Later(|call| twins::patch(call).boxed())),
+    ("PUT", "/twins/*", WRITE_TWIN, Later(|call| twins::replace(call).boxed())),
+    ("GET", "/twins/*/modules/*", READ_TWIN, At(twins::get)),
+    ("PATCH", "/twins/*/modules/*", WRITE_TWIN, Later(|call| twins::patch(call).boxed())),
+    ("PUT", "/twins/*/modules/*", WRITE_TWIN, Later(|call| twins::replace(call).boxed())),
     ("POST", "/twins/*/methods", SERVICE, Later(|call| methods::invoke(call).boxed())),
     ("POST", "/twins/*/modules/*/methods", SERVICE, Later(|call| methods::invoke(call).boxed())),
     ("GET", "/jobs/v2/query", SERVICE, At(jobs::query)),
@@ -127,6 +129,8 @@ const ROUTES: &[HttpRoute] = &[
     ("PUT", "/*/registrations/*/register", Enrollee, Later(|call| provisioning::register(call).boxed())),
     ("GET", "/*/registrations/*/operations/*", Enrollee, Later(|call| provisioning::poll(call).boxed())),
     ("POST", "/*/registrations/*", Enrollee, Later(|call| provisioning::look_up(call).boxed())),
+    ("POST", "/*/oauth2/v2.0/token", Anyone, Later(|call| entra::token(call).boxed())),
+    ("GET", "/*/v2.0/.well-known/openid-configuration", Anyone, At(entra::discovery)),
     ("GET", "/", Anyone, At(page::index)),
     ("GET", "/emulator/page.css", Anyone, At(page::style)),
     ("GET", "/emulator/page.js", Anyone, At(page::script)),

@@ -5,6 +5,7 @@
 //!
 //! Source: wire reference 1.4 and 5.1. A choice where it is silent: the queue of a disabled device does not change.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use base64::Engine as _;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use super::device::DeviceState;
 use super::stamps::time;
 use super::state::Hub;
+use crate::emulator::entra::EntraIssuer;
 use crate::emulator::identity;
 use crate::emulator::registry::{
     AuthError, BackEndRight, Device, DeviceCredential, Grant, IdentityRecord, KeyPair,
@@ -175,6 +177,11 @@ impl Hub {
         now: SystemTime,
     ) -> Result<Grant, AuthError> {
         self.registry.authenticate_back_end(token, right, now)
+    }
+
+    /// The issuer of tokens of Entra, if there is one.
+    pub fn issuer(&self) -> Option<Arc<EntraIssuer>> {
+        self.registry.issuer().cloned()
     }
 }
 

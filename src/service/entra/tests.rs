@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::credentials::{AuthMethod, TokenEndpoint};
 
@@ -21,14 +21,15 @@ fn start() -> SystemTime {
 /// Answers one request on each connection, and returns the requests.
 struct Peer {
     address: String,
-    requests: JoinHandle<Vec<String>>,
+    requests: JoinSet<Vec<String>>,
 }
 
 impl Peer {
     async fn giving(answers: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("an address"));
-        let requests = tokio::spawn(async move {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
             let mut requests = Vec::new();
             for answer in answers {
                 let (mut stream, _) = listener.accept().await.expect("a client");
@@ -42,7 +43,7 @@ impl Peer {
             }
             requests
         });
-        Self { address, requests }
+        Self { address, requests: task }
     }
 
     fn tokens(
@@ -58,8 +59,8 @@ impl Peer {
         EntraTokens::new(login.expect("complete"), EntraRoute::default(), clock)
     }
 
-    async fn requests(self) -> Vec<String> {
-        self.requests.await.expect("no panic")
+    async fn requests(mut self) -> Vec<String> {
+        self.requests.join_next().await.expect("a task").expect("no panic")
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn options(dir: &std::path::Path) -> Options {
         clock: None,
         well_known_keys: false,
         provisioning: None,
+        entra: None,
     }
 }
 

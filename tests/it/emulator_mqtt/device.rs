@@ -64,6 +64,7 @@ impl Local {
             clock: None,
             well_known_keys: false,
             provisioning: None,
+            entra: None,
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, started) = std::sync::mpsc::sync_channel(1);
