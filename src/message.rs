@@ -16,9 +16,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 mod sample;
 mod source;
+mod unique;
 
 pub use sample::SampleError;
 pub use source::{CONNECTION_DEVICE_ID, CONNECTION_MODULE_ID, INPUT, METHOD, SOURCE, Source, inputs_topic};
+pub use unique::contains_uuid;
 
 /// The largest C2D message in bytes: body, system property values, and application names and values together. Source:
 /// wire reference 5.1.
