@@ -1,18 +1,20 @@
-//! Shared by the commands of the back end: the hub, the identity, the way to the hub, how results are printed and how
-//! values are read.
+//! Shared by the commands of the back end: the hub, the identity, the way to the hub, how results are printed, how
+//! values are read, and what a second signal does.
 //!
 //! Owns: these arguments, and the proxies of the environment. Must not know: what a command does with them.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::transport::TransportArg;
-use super::{Failure, check_is_no_secret, tell};
+use super::{Exit, Failure, check_is_no_secret, tell};
 use crate::credentials::{
     AuthMethod, EntraError, EntraLogin, HostPort, HubEndpoint, HubName, ProxySettings,
     ServiceConnectionString,
@@ -268,6 +270,18 @@ impl HubArgs {
         Ok(Rest { identity: self.identity()?, way: self.https()?, ca_file: self.ca_file() })
     }
 
+    /// The options as a command needs them that goes on with this one: each name with its value.
+    pub(super) fn as_given(&self) -> Vec<(&'static str, String)> {
+        let path = |path: &PathBuf| path.display().to_string();
+        let given = [
+            ("--connection-string-file", self.connection_string_file.as_ref().map(path)),
+            ("--ca-file", self.ca_file.as_ref().map(path)),
+            ("--transport", (self.transport != TransportArg::Amqp).then(|| self.transport.name().to_owned())),
+            ("--https-port", (self.https_port != HTTPS_PORT).then(|| self.https_port.to_string())),
+        ];
+        given.into_iter().filter_map(|(option, value)| Some((option, value?))).collect()
+    }
+
     /// The transport that `--transport` names.
     ///
     /// # Errors
@@ -372,6 +386,21 @@ pub(super) fn failed(error: anyhow::Error) -> Failure {
     } else {
         error.into()
     }
+}
+
+/// The first signal ends a command in good order. If that hangs, because standard output is not read or the disk does
+/// not answer, a second signal ends the process.
+///
+/// # Errors
+/// When signals cannot be received.
+pub(super) fn end_at_the_second_signal() -> std::io::Result<()> {
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // The order matters: at the first signal the shutdown must still find the flag unset.
+        signal_hook::flag::register_conditional_shutdown(signal, Exit::Error as i32, Arc::clone(&asked))?;
+        signal_hook::flag::register(signal, Arc::clone(&asked))?;
+    }
+    Ok(())
 }
 
 /// A port. An empty value means the default port, because it may come from an empty variable.

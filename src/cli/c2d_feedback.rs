@@ -6,8 +6,6 @@
 //!   `spool` is the file that keeps records; `output` prints them.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -20,12 +18,12 @@ use super::{Exit, Failure, tell, transport};
 use crate::credentials::check_device_id;
 
 mod output;
-mod spool;
-mod watch;
+pub(in crate::cli) mod spool;
+pub(in crate::cli) mod watch;
 
 use output::FeedbackOutput;
 use spool::Spool;
-use watch::{Watch, WatchEnd};
+use watch::{BatchReader as _, Watch, WatchEnd};
 
 /// Watch the hub's delivery feedback: print every record, and with --spool keep it.
 ///
@@ -76,7 +74,7 @@ pub(super) fn run(args: &FeedbackArgs) -> Result<Exit, Failure> {
     }
     let transport = args.hub.transport().map_err(Failure::usage)?;
     super::run::survive_file_size_limit()?;
-    end_at_the_second_signal().context("signals cannot be received")?;
+    back_end::end_at_the_second_signal().context("signals cannot be received")?;
     let spool = args.spool.as_deref().map(Spool::open).transpose().map_err(Failure::usage)?;
     let output = FeedbackOutput::new(args.output.json, args.device.clone(), spool.is_some());
     super::block_on(async {
@@ -120,16 +118,4 @@ fn too_few(printed: u64, count: u64, time: Duration) -> String {
          with --ack, and collects them for up to 15 s: give more time with --for",
         humantime::format_duration(time)
     )
-}
-
-/// The first signal ends the watch in good order. If that hangs, because standard output is not read or the disk does
-/// not answer, a second signal ends the process.
-fn end_at_the_second_signal() -> std::io::Result<()> {
-    let asked = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        // The order matters: at the first signal the shutdown must still find the flag unset.
-        signal_hook::flag::register_conditional_shutdown(signal, Exit::Error as i32, Arc::clone(&asked))?;
-        signal_hook::flag::register(signal, Arc::clone(&asked))?;
-    }
-    Ok(())
 }

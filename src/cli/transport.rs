@@ -20,7 +20,7 @@ use TransportArg::{Amqp, AmqpWs, Https};
 
 impl TransportArg {
     /// The word on the command line.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Amqp => "amqp",
             AmqpWs => "amqp-ws",

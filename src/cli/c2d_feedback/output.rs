@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Write as _};
 use anyhow::Context as _;
 use serde::Serialize;
 
+use super::watch::BatchReader;
 use crate::cli::shown::{json, plain};
 use crate::cli::tell;
 use crate::feedback::{FeedbackRecord, FeedbackStatus};
@@ -85,17 +86,9 @@ pub(super) fn lines(batch: &FeedbackBatch, device: Option<&str>) -> anyhow::Resu
     Ok(text)
 }
 
-impl FeedbackOutput {
-    /// Prints the records of `device`, or all. `keeps` says whether there is also a spool.
-    pub(super) fn new(json: bool, device: Option<String>, keeps: bool) -> Self {
-        Self { json, device, keeps, device_width: 0, printed: 0, consumed: 0, open: true }
-    }
-
-    /// Prints those records of a batch that the user wants. It is no error if the reader of standard output has gone.
-    ///
-    /// # Errors
-    /// When standard output cannot be written.
-    pub(super) fn print(&mut self, batch: &FeedbackBatch) -> anyhow::Result<()> {
+impl BatchReader for FeedbackOutput {
+    /// It is no error if the reader of standard output has gone.
+    fn print(&mut self, batch: &FeedbackBatch) -> anyhow::Result<()> {
         let text = if self.json { lines(batch, self.device.as_deref())? } else { self.table(batch) };
         let mut out = std::io::stdout().lock();
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -107,20 +100,24 @@ impl FeedbackOutput {
         Ok(())
     }
 
-    /// Counts the records of a batch that were not printed: the hub forgets them.
-    pub(super) fn consumed(&mut self, batch: &FeedbackBatch) {
+    fn consumed(&mut self, batch: &FeedbackBatch) {
         let others = batch.records.iter().filter(|record| !self.wants(record)).count();
         self.consumed = self.consumed.saturating_add(others as u64);
     }
 
-    /// How many records were printed.
-    pub(super) fn printed(&self) -> u64 {
+    fn printed(&self) -> u64 {
         self.printed
     }
 
-    /// Whether standard output still has a reader.
-    pub(super) fn is_open(&self) -> bool {
+    fn is_open(&self) -> bool {
         self.open
+    }
+}
+
+impl FeedbackOutput {
+    /// Prints the records of `device`, or all. `keeps` says whether there is also a spool.
+    pub(super) fn new(json: bool, device: Option<String>, keeps: bool) -> Self {
+        Self { json, device, keeps, device_width: 0, printed: 0, consumed: 0, open: true }
     }
 
     /// Says how many records were consumed and neither printed nor kept.

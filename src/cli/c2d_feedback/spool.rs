@@ -22,7 +22,7 @@ const LONGEST_LINE: u64 = 64 * 1024;
 
 /// Why the spool cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SpoolError {
+pub(in crate::cli) enum SpoolError {
     /// The file could not be opened at the start.
     #[error("the spool {path} cannot be opened: {}; create its directory, or give another file", trust::in_words(.error))]
     Open { path: PathBuf, error: io::Error },
@@ -48,7 +48,7 @@ pub(super) enum SpoolError {
 
 /// The file, open and locked until this is dropped.
 #[derive(Debug)]
-pub(super) struct Spool {
+pub(in crate::cli) struct Spool {
     file: Arc<File>,
     path: PathBuf,
     end: SpoolEnd,
@@ -70,7 +70,7 @@ impl Spool {
     ///
     /// # Errors
     /// When the file cannot be used. A file that is not a spool is not changed.
-    pub(super) fn open(path: &Path) -> Result<Self, SpoolError> {
+    pub(in crate::cli) fn open(path: &Path) -> Result<Self, SpoolError> {
         let failed = |error| SpoolError::Open { path: path.to_owned(), error };
         let found = std::fs::metadata(path);
         if found.as_ref().is_ok_and(|found| !found.is_file()) {
@@ -104,7 +104,7 @@ impl Spool {
     }
 
     /// What was mended, for people.
-    pub(super) fn note(&self) -> Option<String> {
+    pub(in crate::cli) fn note(&self) -> Option<String> {
         let path = self.path.display();
         match self.end {
             SpoolEnd::Whole | SpoolEnd::Foreign => None,

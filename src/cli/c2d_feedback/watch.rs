@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::output::FeedbackOutput;
 use super::spool::Spool;
 use crate::cli::{sentence, tell};
 use crate::service::{
@@ -25,7 +24,7 @@ const STABLE: Duration = Duration::from_secs(60);
 
 /// What ended the watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum WatchEnd {
+pub(in crate::cli) enum WatchEnd {
     /// SIGTERM or SIGINT.
     Signal,
     /// `--for`.
@@ -42,32 +41,50 @@ enum ReadEnd {
     Renew,
 }
 
+/// Who gets the records of a batch before it is completed at the hub.
+pub(in crate::cli) trait BatchReader {
+    /// Shows those records that the user wants.
+    ///
+    /// # Errors
+    /// When they cannot be shown. The batch is not completed then.
+    fn print(&mut self, batch: &FeedbackBatch) -> anyhow::Result<()>;
+
+    /// Counts the records of a batch that were not shown: the hub forgets them.
+    fn consumed(&mut self, batch: &FeedbackBatch);
+
+    /// How many records were shown.
+    fn printed(&self) -> u64;
+
+    /// Whether somebody still reads what is shown.
+    fn is_open(&self) -> bool;
+}
+
 /// The watcher.
-pub(super) struct Watch {
+pub(in crate::cli) struct Watch<R> {
     transport: FeedbackTransport,
     identity: ServiceIdentity,
     ca_file: Option<PathBuf>,
     spool: Option<Spool>,
-    output: FeedbackOutput,
+    output: R,
     count: Option<u64>,
     /// The last batch that was printed and kept. The hub may have missed its completion. If the batch comes again, only
     /// the completion is repeated.
     last: Option<String>,
 }
 
-impl Watch {
-    pub(super) fn new(
+impl<R: BatchReader> Watch<R> {
+    pub(in crate::cli) fn new(
         transport: FeedbackTransport,
         identity: ServiceIdentity,
         ca_file: Option<PathBuf>,
         spool: Option<Spool>,
-        output: FeedbackOutput,
+        output: R,
         count: Option<u64>,
     ) -> Self {
         Self { transport, identity, ca_file, spool, output, count, last: None }
     }
 
-    pub(super) fn output(&self) -> &FeedbackOutput {
+    pub(in crate::cli) fn output(&self) -> &R {
         &self.output
     }
 
@@ -75,7 +92,10 @@ impl Watch {
     ///
     /// # Errors
     /// When the first connection fails, the hub refuses the policy, or a record cannot be kept or printed.
-    pub(super) async fn run(&mut self, end: impl Future<Output = WatchEnd>) -> anyhow::Result<WatchEnd> {
+    pub(in crate::cli) async fn run(
+        &mut self,
+        end: impl Future<Output = WatchEnd>,
+    ) -> anyhow::Result<WatchEnd> {
         let mut end = std::pin::pin!(end);
         let mut delay = FIRST_DELAY;
         let mut is_first = true;
