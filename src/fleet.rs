@@ -23,7 +23,7 @@ pub(crate) use journal::{JournalError, RunJournal, Settlement};
 pub(crate) use list::{Entry, EntryList, ListError, MAX_ENTRIES};
 pub(crate) use pace::Pace;
 pub(crate) use sending::{Progress, RunError, Sending, SendingLimits};
-pub(crate) use template::{MessageTemplate, check_message};
+pub(crate) use template::{MessageTemplate, check_message, check_text};
 
 use serde::{Deserialize, Serialize};
 

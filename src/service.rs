@@ -45,7 +45,7 @@ pub use https::{
 };
 use identity::Who;
 pub use identity::{ServiceIdentity, ServiceProof};
-pub use refusal::Refusal;
+pub use refusal::{Refusal, RefusalScope};
 pub use send::{C2dSender, HubAnswer, OutgoingMessage};
 pub use source::{FeedbackSource, FeedbackTransport};
 pub use target::Addressee;
@@ -60,7 +60,7 @@ pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The limit for one answer of the hub: an attached link, an outcome, a close.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The closing handshake is not needed for success, so it must not delay the exit.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);

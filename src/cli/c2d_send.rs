@@ -22,6 +22,8 @@ use crate::service::{
 };
 
 mod many;
+mod many_bar;
+mod many_events;
 mod many_output;
 mod message;
 mod outcome;
@@ -37,7 +39,7 @@ use output::SendOutput;
 ///
 /// With --devices-from or --query, each device gets a message of its own, paced so that the hub can take them. A journal
 /// keeps what was sent, so that --resume goes on after any interruption with the same message ids: an agent acts once on
-/// what comes twice. Placeholders such as {deviceId}, {n} or {column} are filled in.
+/// what comes twice. Placeholders such as {deviceId}, {n}, {run} or {column} are filled in.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -48,11 +50,12 @@ use output::SendOutput;
   c2d-agent c2d-send --device pi-01 --file notes --content-type text/plain
   c2d-agent c2d-send --device pi-01 --property action=backup --wait-outcome=10m
   c2d-agent c2d-send --devices-from pumps.txt --property action=pump --dry-run
+  c2d-agent c2d-send --devices-from pumps.txt --property action=pump --journal pumps.journal
+  c2d-agent c2d-send --resume pumps.journal
   c2d-agent c2d-send --query \"tags.site = '12'\" --property action=pump
-  c2d-agent c2d-send --resume pumps.txt.journal
 
 Exit codes: 0 accepted by the hub (with --wait: delivered; with --wait-outcome: the action succeeded), 1 an error, 2 \
-the arguments are wrong, 3 not delivered (of many: some were refused), 4 no feedback or no outcome in time, 5 delivered, but the action did not \
+the arguments are wrong, 3 not delivered (of many: some were refused or not taken), 4 no feedback or no outcome in time, 5 delivered, but the action did not \
 succeed.", mut_arg("transport", |argument| transport::only(argument, transport::OF_SEND)))]
 pub(super) struct SendArgs {
     /// The device that the message is for.
@@ -60,8 +63,8 @@ pub(super) struct SendArgs {
     device: Option<String>,
     #[command(flatten)]
     message: MessageArgs,
-    /// Wait for the message's feedback, for 60s or the given time. A real hub collects feedback for up to 15 s before
-    /// it sends it.
+    /// Wait for the message's feedback, for 60s or the given time; of many messages, that long after the last one. A real
+    /// hub collects feedback for up to 15 s before it sends it.
     #[arg(
         long,
         value_name = "DURATION",
@@ -70,11 +73,12 @@ pub(super) struct SendArgs {
         value_parser = duration
     )]
     wait: Option<Duration>,
-    /// Wait until the device reports the outcome of its action, for 60s or the given time, and print the outcome.
+    /// Wait until the device reports the outcome of its action, for 60s or the given time, and print the outcome; of many
+    /// messages, that long after the last one.
     ///
     /// With a real hub, the rule on the device must have report = "twin", because c2d-send reads the device's twin, not
     /// the telemetry; the emulator shows both. The hub's HTTPS port must be reachable, and the policy needs
-    /// ServiceConnect, as for sending. HTTPS_PROXY is used. c2d-send checks all this before it sends the message.
+    /// ServiceConnect, as for sending. HTTPS_PROXY is used. c2d-send checks all this before it sends one message.
     #[arg(
         long,
         value_name = "DURATION",
@@ -247,18 +251,25 @@ impl SendArgs {
     /// Builds the message, and checks all that can be checked before dialling.
     fn message(&self, device_id: &str, now: SystemTime) -> anyhow::Result<OutgoingMessage> {
         check_device_id(device_id)?;
-        let waits = [("--wait", self.wait), ("--wait-outcome", self.wait_outcome)];
-        let wait = waits.into_iter().find_map(|(option, wait)| Some((option, wait?)));
-        if let Some((option, wait)) = wait.filter(|(_, wait)| *wait > LONGEST_EXPIRY) {
-            let given = humantime::format_duration(wait);
-            return Err(anyhow!("{option} is {given}, but no message lives longer than 2 days"));
-        }
-        let template = self.message.template(wait.map(|(option, _)| option))?;
+        let template = self.message.template(self.wait_option()?)?;
         let id = template.message_id.clone().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let message = template.to_device(device_id, id, now);
+        let message = template.to_device(device_id, id, now).map_err(anyhow::Error::msg)?;
         fleet::check_message(&message).map_err(anyhow::Error::msg)?;
         property::warn_of_odd(&message.properties);
         Ok(message)
+    }
+
+    /// The option that waits for feedback.
+    fn wait_option(&self) -> anyhow::Result<Option<&'static str>> {
+        let waits = [("--wait", self.wait), ("--wait-outcome", self.wait_outcome)];
+        let Some((option, wait)) = waits.into_iter().find_map(|(option, wait)| Some((option, wait?))) else {
+            return Ok(None);
+        };
+        if wait > LONGEST_EXPIRY {
+            let given = humantime::format_duration(wait);
+            return Err(anyhow!("{option} is {given}, but no message lives longer than 2 days"));
+        }
+        Ok(Some(option))
     }
 
     fn ways(&self) -> anyhow::Result<Ways> {

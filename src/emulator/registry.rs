@@ -16,11 +16,11 @@ use crate::credentials::{SasError, SasToken, SharedAccessKey};
 use crate::message::{excerpt, format_time};
 
 use super::clock::ClockOffset;
-use super::entra::{self, BearerError, EntraIssuer};
-use super::event_hub::EventHub;
+use super::entra::{BearerError, EntraIssuer};
 use super::hub_names::HubNames;
 use super::identity;
 
+mod back_end;
 mod principals;
 mod record;
 
@@ -397,77 +397,6 @@ impl Registry {
         };
         let grant = Grant { expires: None, policy: None };
         if registered { enabled(grant) } else { Err(AuthError::WrongCertificate) }
-    }
-
-    /// Checks whether a back end has the right `right`.
-    ///
-    /// # Errors
-    /// [`AuthError`] gives the reason.
-    pub fn authenticate_back_end(
-        &self,
-        token: &str,
-        right: BackEndRight,
-        now: SystemTime,
-    ) -> Result<Grant, AuthError> {
-        if let Some(bearer) = entra::bearer(token) {
-            return self.authenticate_principal(bearer, right, now);
-        }
-        let token = SasToken::parse(token)?;
-        self.check(&token, "", now)?;
-        let name = token.policy().ok_or_else(|| AuthError::UnknownPolicy(String::new()))?;
-        let policy = self.policy(name)?;
-        let (allowed, name) = match right {
-            BackEndRight::ServiceConnect | BackEndRight::TwinRead | BackEndRight::TwinWrite => {
-                (policy.service_connect, "ServiceConnect")
-            }
-            BackEndRight::RegistryRead => (policy.registry >= RegistryRight::Read, "RegistryRead"),
-            BackEndRight::RegistryWrite => (policy.registry >= RegistryRight::Write, "RegistryWrite"),
-        };
-        if !allowed {
-            return Err(AuthError::Forbidden(policy.name.clone(), name));
-        }
-        self.grant(&token, policy.keys.signed(&token))
-    }
-
-    fn authenticate_principal(
-        &self,
-        bearer: &str,
-        right: BackEndRight,
-        now: SystemTime,
-    ) -> Result<Grant, AuthError> {
-        let principal = self.issuer.as_ref().ok_or(BearerError::NoIssuer)?.check(bearer)?;
-        let expires = self.clock_offset.of(principal.expires);
-        if expires <= now {
-            return Err(AuthError::Expired(format_time(principal.expires)));
-        }
-        match principals::may(&principal.roles, right) {
-            true => Ok(Grant { expires: Some(expires), policy: None }),
-            false => Err(AuthError::NoRole(principal.oid)),
-        }
-    }
-
-    /// Checks whether a back end may read D2C messages with a token for the Event Hub-compatible endpoint. Its
-    /// policies are the hub's.
-    ///
-    /// # Errors
-    /// [`AuthError`] gives the reason.
-    pub(super) fn authenticate_reader(
-        &self,
-        event_hub: &EventHub,
-        token: &str,
-        now: SystemTime,
-    ) -> Result<Grant, AuthError> {
-        let token = SasToken::parse(token)?;
-        if !event_hub.is_meant(&token.resource()) {
-            let needed = format!("{}/{}", event_hub.hostname, event_hub.name);
-            return Err(AuthError::WrongResource { token: excerpt(&token.resource()), needed });
-        }
-        self.check_time(&token, now)?;
-        let policy = self.policy(token.policy().unwrap_or_default())?;
-        if !policy.service_connect {
-            return Err(AuthError::Forbidden(policy.name.clone(), "ServiceConnect"));
-        }
-        self.grant(&token, policy.keys.as_text().signed(&token) || policy.keys.signed(&token))
     }
 
     /// Checks a token's resource, which may be under any of the hub's names, and its expiry.

@@ -19,8 +19,8 @@ use crate::trust;
 
 /// The form of the file. A version that changes it must change this.
 const FORMAT: u32 = 1;
-/// A line of a list, and what the journal says about it.
-const LONGEST_LINE: usize = 1024 * 1024;
+/// More than any line that is written: a line of a list has 512 KiB, and numbers such as 1e9 get longer.
+const LONGEST_LINE: usize = 8 * 1024 * 1024;
 
 /// What the hub said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,7 +81,14 @@ pub(crate) enum JournalError {
         trust::in_words(.error)
     )]
     Write { path: PathBuf, error: io::Error },
-    #[error("the journal {0} was not finished before its run began, so nothing of it was sent: start anew")]
+    #[error(
+        "the journal {path} cannot be written ({}), so nothing was sent: make room, or give --journal another file",
+        trust::in_words(.error)
+    )]
+    Unmade { path: PathBuf, error: io::Error },
+    #[error(
+        "the journal {0} was not finished before its run began, so nothing of it was sent: remove it, and start anew"
+    )]
     NotReady(PathBuf),
     #[error(
         "the journal {path} has format {format}, and this version of c2d-send knows {FORMAT}: use the version that wrote it"
@@ -108,7 +115,6 @@ impl RunJournal {
     /// # Errors
     /// When there is such a file, or it cannot be written.
     pub(crate) fn create(path: &Path, run: &Run) -> Result<Self, JournalError> {
-        let failed = |error| JournalError::Write { path: path.to_owned(), error };
         // Messages may be confidential.
         let file = trust::create_exclusive(path, 0o600).map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => JournalError::Exists(path.to_owned()),
@@ -116,9 +122,14 @@ impl RunJournal {
         })?;
         let mut journal = Self { file, path: path.to_owned(), length: 0 };
         journal.lock()?;
-        journal.write_run(run).map_err(failed)?;
-        let directory = trust::directory_of(path);
-        trust::sync_directory(directory).map_err(failed)?;
+        let written = journal.write_run(run).and_then(|()| trust::sync_directory(trust::directory_of(path)));
+        if let Err(error) = written {
+            // Nothing was sent, so half a journal would only be in the way of the next attempt.
+            if let Err(error) = std::fs::remove_file(path) {
+                tracing::warn!(path = %path.display(), %error, "remove this journal, which is not whole");
+            }
+            return Err(JournalError::Unmade { path: path.to_owned(), error });
+        }
         Ok(journal)
     }
 
@@ -239,7 +250,9 @@ impl RunJournal {
                     let row = row.map(|row| Value::Object(row).to_string().into());
                     run.entries.push(Entry { number: run.entries.len() + 1, device_id: device, row });
                 }
-                (Ok(JournalLine::Ready), Some((run, entries))) if run.entries.len() == *entries => {
+                (Ok(JournalLine::Ready), Some((run, entries)))
+                    if run.entries.len() == *entries && settled.is_empty() =>
+                {
                     settled = vec![None; *entries];
                 }
                 (Ok(JournalLine::Settled { number, device, settlement, .. }), Some((run, _))) => {
@@ -363,8 +376,12 @@ mod tests {
                 ),
                 "line 6",
             ),
+            (format!("{text}{{\"line\":\"ready\"}}\n"), "line 6 is no line of a journal"),
             ("a list\nof ids\n".to_owned(), "line 1 is no line of a journal"),
-            (String::new(), "was not finished before its run began"),
+            (
+                String::new(),
+                "was not finished before its run began, so nothing of it was sent: remove it, and",
+            ),
         ] {
             std::fs::write(&path, &content).expect("written");
             let error = RunJournal::resume(&path).map(drop).expect_err("refused").to_string();

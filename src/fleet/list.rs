@@ -15,6 +15,8 @@ const MAX_LINE: usize = 512 * 1024;
 pub(crate) const MAX_ENTRIES: usize = 1_000_000;
 /// All lines together; they are kept in memory.
 const MAX_LIST: usize = 256 * 1024 * 1024;
+/// Most characters of a line that an error repeats.
+const MAX_EXCERPT: usize = 100;
 /// The column that names the device.
 const DEVICE_ID: &str = "deviceId";
 
@@ -109,6 +111,7 @@ impl EntryList {
             let row = object(line)?;
             match row.get(DEVICE_ID) {
                 Some(own) if own != device_id => {
+                    let own = excerpt(&own.to_string());
                     Err(format!("its deviceId is {own}, but --device is \"{device_id}\""))
                 }
                 _ => Ok(Entry { number, device_id: device_id.to_owned(), row: Some(compact(row)) }),
@@ -170,7 +173,27 @@ impl EntryList {
 }
 
 fn object(line: &str) -> Result<Map<String, Value>, String> {
-    serde_json::from_str(line).map_err(|error| format!("it is no JSON object: {error}"))
+    serde_json::from_str(line).map_err(|error| {
+        // The crate counts lines, too, and this one is always its first.
+        let (text, column) = (error.to_string(), error.column());
+        let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
+        format!("it is no JSON object: {} (column {column})", excerpt(reason))
+    })
+}
+
+/// Foreign text in an error: short, and safe for a terminal.
+fn excerpt(text: &str) -> String {
+    let mut short = String::new();
+    for c in text.chars().take(MAX_EXCERPT) {
+        match c {
+            ' '..='~' => short.push(c),
+            c => short.extend(c.escape_debug()),
+        }
+    }
+    if text.chars().nth(MAX_EXCERPT).is_some() {
+        short.push('…');
+    }
+    short
 }
 
 /// As the journal keeps it: without spaces.
@@ -215,6 +238,15 @@ mod tests {
         }
         assert!(devices("a/b").expect_err("a slash").contains("line 1: "));
         assert!(devices("{\"deviceId\":").expect_err("cut").contains("it is no JSON object"));
+        let text = "\u{9b}31m".repeat(1000);
+        let error = EntryList::of_messages(format!("{{\"a\":1}}\n\"{text}\"").as_bytes(), "m", "a")
+            .expect_err("no object");
+        let error = error.to_string();
+        assert!(
+            error.starts_with("m, line 2: it is no JSON object: invalid type: string \"\\u{9b}31m"),
+            "{error}"
+        );
+        assert!(error.contains("… (column ") && error.len() < 300, "{error}");
         let long = format!("{{\"deviceId\":\"a\",\"x\":\"{}\"}}", "x".repeat(MAX_LINE));
         assert_eq!(devices(&long).expect_err("long"), "pumps.txt, line 1: it has more than 512 KiB");
         let text = EntryList::of_devices(&b"a\n\xff\n"[..], "pumps.txt").expect_err("not UTF-8").to_string();

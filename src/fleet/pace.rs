@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 /// How long to wait if the hub does not say it.
 const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+/// The shortest wait: a hub that says 0 would be asked without a pause.
+const MIN_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait that is believed.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 /// How long the hub must have taken everything before the rate rises.
@@ -47,13 +49,18 @@ impl Pace {
         self.rate * 60.0
     }
 
+    /// Whether the hub is left alone now.
+    pub(crate) fn waits(&self, now: Instant) -> bool {
+        now < self.filled
+    }
+
     /// Takes a token if there is one; else says when there will be.
     pub(crate) fn take(&mut self, now: Instant) -> Result<(), Instant> {
         if now.saturating_duration_since(self.changed) >= STEADY && self.rate < self.full {
             self.rate = (self.rate + self.full / 10.0).min(self.full);
             self.changed = now;
         }
-        if now < self.filled {
+        if self.waits(now) {
             return Err(self.filled);
         }
         let gained = now.saturating_duration_since(self.filled).as_secs_f64() * self.rate;
@@ -71,9 +78,8 @@ impl Pace {
     /// The hub throttles, and wants to be left alone for `wait`. Returns how long the run waits. Refusals of messages
     /// that were on their way together count as one.
     pub(crate) fn throttled(&mut self, wait: Option<Duration>, now: Instant) -> Duration {
-        let wait = wait.unwrap_or(DEFAULT_WAIT).min(MAX_WAIT);
-        // It waits already.
-        if self.filled <= now {
+        let wait = wait.unwrap_or(DEFAULT_WAIT).clamp(MIN_WAIT, MAX_WAIT);
+        if !self.waits(now) {
             self.rate = (self.rate / 2.0).max(self.full * LOWEST);
         }
         self.filled = self.filled.max(now + wait);
@@ -134,6 +140,14 @@ mod tests {
         // It comes back.
         sent(&mut pace, again, Duration::from_secs(200));
         assert!(pace.per_minute() == 6_000.0, "{}", pace.per_minute());
+    }
+
+    #[test]
+    fn a_hub_that_asks_for_no_pause_gets_one() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(600_000.0, begin);
+        assert_eq!(pace.throttled(Some(Duration::ZERO), begin), MIN_WAIT);
+        assert_eq!(pace.take(begin), Err(begin + MIN_WAIT));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Owns: placeholders, ids, the checks of a message. Must not know: where an entry comes from, when it is sent.
 //!
-//! A placeholder is `{name}`: `{deviceId}`, `{n}` for the number of the entry, or a column of its line. Other braces
-//! stay, so that JSON can be written as it is: `{"a": 1}` has no placeholder.
+//! A placeholder is `{name}`: a column of the entry's line, or else `{deviceId}`, `{n}` for the number of the entry, or
+//! `{run}` for the UUID of the run. Other braces stay, so that JSON can be written as it is: `{"a": 1}` has no
+//! placeholder.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::{Entry, Naming, Run};
 use crate::feedback::DeliveryAck;
-use crate::message::{MAX_C2D_BYTES, MAX_MESSAGE_ID_CHARS, Properties, is_message_id};
+use crate::message::{MAX_C2D_BYTES, MAX_MESSAGE_ID_CHARS, Properties, is_message_id, is_system_property};
 use crate::service::OutgoingMessage;
 
 /// The longest name of a column that a placeholder can have, in bytes.
@@ -60,18 +61,52 @@ impl Run {
         let of_entry = |reason| format!("{}: {reason}", entry.place());
         self.template.message(self, entry, now).map_err(of_entry)
     }
+
+    /// The id of the message of an entry.
+    ///
+    /// # Errors
+    /// As [`Run::message`].
+    pub(crate) fn message_id(&self, entry: &Entry) -> Result<String, String> {
+        self.template.message_id_of(self, entry, &entry.columns()?)
+    }
+}
+
+impl Run {
+    /// The line of an entry in a list that sends it again. `{n}` stays what it was, if the messages have it.
+    pub(crate) fn line(&self, entry: &Entry) -> String {
+        let is_plain = self.naming == Naming::ByDevice && entry.row.is_none();
+        if is_plain && !self.template.is_numbered() {
+            return entry.device_id.clone();
+        }
+        // The columns were read before, when the run was checked.
+        let mut columns = entry.columns().unwrap_or_default();
+        if is_plain {
+            columns.insert("deviceId".to_owned(), entry.device_id.clone().into());
+        }
+        if self.template.is_numbered() || columns.is_empty() {
+            columns.entry("n").or_insert_with(|| entry.number.into());
+        }
+        Value::Object(columns).to_string()
+    }
 }
 
 impl MessageTemplate {
     fn message(&self, run: &Run, entry: &Entry, now: SystemTime) -> Result<OutgoingMessage, String> {
         let mut columns = entry.columns()?;
         let (own_properties, own_body) = (columns.remove(PROPERTIES), columns.remove(BODY));
-        let fill = |text: &str| fill(text, &|name| value(name, entry, &columns));
-        let message_id = match &self.message_id {
-            Some(id) => fill(id)?,
-            None => own_id(run, entry),
-        };
-        let mut message = self.to_device(&entry.device_id, message_id, now);
+        let fill = |text: &str| fill(text, &|name| value(name, run, entry, &columns));
+        let message_id = self.message_id_of(run, entry, &columns)?;
+        let mut message = self.to_device(&entry.device_id, message_id, now)?;
+        for (what, text) in [
+            ("correlation id", &mut message.correlation_id),
+            ("user id", &mut message.user_id),
+            ("content type", &mut message.content_type),
+            ("content encoding", &mut message.content_encoding),
+        ] {
+            let Some(text) = text else { continue };
+            *text = fill(text)?;
+            check_text(text).map_err(|reason| format!("the {what} {reason}"))?;
+        }
         let mut properties = Properties::default();
         for (name, value) in &self.properties {
             properties.set(name, fill(value)?);
@@ -79,8 +114,15 @@ impl MessageTemplate {
         for (name, value) in
             own_properties.map(|own| object(PROPERTIES, own)).transpose()?.unwrap_or_default()
         {
+            let shown = name.escape_debug();
+            if is_system_property(&name) {
+                return Err(format!(
+                    "\"{PROPERTIES}\" has \"{shown}\", a system property: remove it, and give its value by an option, \
+                     such as --correlation-id"
+                ));
+            }
             let value =
-                scalar(&value).ok_or_else(|| format!("the property \"{name}\" has no text as its value"))?;
+                scalar(&value).ok_or_else(|| format!("the property \"{shown}\" has no text as its value"))?;
             properties.set(name, value);
         }
         message.properties = properties;
@@ -93,24 +135,74 @@ impl MessageTemplate {
         check_message(&message).map(|()| message)
     }
 
-    /// The message to one device, as it is: nothing is filled in, nothing is checked.
-    pub(crate) fn to_device(&self, device_id: &str, message_id: String, now: SystemTime) -> OutgoingMessage {
+    fn message_id_of(
+        &self,
+        run: &Run,
+        entry: &Entry,
+        columns: &Map<String, Value>,
+    ) -> Result<String, String> {
+        match &self.message_id {
+            Some(id) => fill(id, &|name| value(name, run, entry, columns)),
+            None => Ok(own_id(run, entry)),
+        }
+    }
+
+    /// Whether a part that all messages have in common has the number of the entry.
+    pub(crate) fn is_numbered(&self) -> bool {
+        let texts = [
+            &self.message_id,
+            &self.correlation_id,
+            &self.user_id,
+            &self.content_type,
+            &self.content_encoding,
+        ];
+        let texts = texts.into_iter().flatten().chain(self.properties.iter().map(|(_, value)| value));
+        let body = std::str::from_utf8(&self.body).ok();
+        texts.map(String::as_str).chain(body).any(|text| text.contains("{n}"))
+    }
+
+    /// The message to one device, as it is: nothing is filled in, and no part is checked.
+    ///
+    /// # Errors
+    /// When it would expire at a time that no clock has.
+    pub(crate) fn to_device(
+        &self,
+        device_id: &str,
+        message_id: String,
+        now: SystemTime,
+    ) -> Result<OutgoingMessage, String> {
+        let expiry = self.expiry.map(|expiry| {
+            let given =
+                || format!("the expiry is {}: give at most 2 days", humantime::format_duration(expiry));
+            now.checked_add(expiry).ok_or_else(given)
+        });
         let mut properties = Properties::default();
         for (name, value) in &self.properties {
             properties.set(name, value);
         }
-        OutgoingMessage {
+        Ok(OutgoingMessage {
             device_id: device_id.to_owned(),
             message_id,
             correlation_id: self.correlation_id.clone(),
             user_id: self.user_id.clone(),
             content_type: self.content_type.clone(),
             content_encoding: self.content_encoding.clone(),
-            expiry: self.expiry.map(|expiry| now + expiry),
+            expiry: expiry.transpose()?,
             ack: self.ack,
             properties,
             body: self.body.clone().into(),
-        }
+        })
+    }
+}
+
+/// Checks a part of a message that is neither its id nor a property of the application.
+///
+/// # Errors
+/// The end of a sentence: what it is, and the remedy.
+pub(crate) fn check_text(text: &str) -> Result<(), String> {
+    match text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
+        true => Err(format!("is \"{}\": use printable ASCII text", text.escape_debug())),
+        false => Ok(()),
     }
 }
 
@@ -145,12 +237,13 @@ fn own_id(run: &Run, entry: &Entry) -> String {
     }
 }
 
-fn value(name: &str, entry: &Entry, columns: &Map<String, Value>) -> Option<String> {
+fn value(name: &str, run: &Run, entry: &Entry, columns: &Map<String, Value>) -> Option<String> {
     match (columns.get(name), name) {
         (Some(Value::Null), _) => None,
         (Some(own), _) => Some(scalar(own).unwrap_or_else(|| own.to_string())),
         (None, "deviceId") => Some(entry.device_id.clone()),
         (None, "n") => Some(entry.number.to_string()),
+        (None, "run") => Some(run.id.clone()),
         (None, _) => None,
     }
 }
@@ -262,6 +355,64 @@ mod tests {
     }
 
     #[test]
+    fn all_texts_of_a_message_are_filled_and_checked() {
+        let template = MessageTemplate {
+            message_id: Some("{run}-{n}".into()),
+            correlation_id: Some("order-{order}".into()),
+            user_id: Some("{deviceId}".into()),
+            content_type: Some("{type}".into()),
+            content_encoding: Some("utf-{bits}".into()),
+            ..MessageTemplate::default()
+        };
+        let row = r#"{"deviceId": "a", "order": 7, "type": "text/plain", "bits": 8}"#;
+        let filled = message(template.clone(), row).expect("a message");
+        assert_eq!(filled.message_id, "run-1");
+        assert_eq!(filled.correlation_id.as_deref(), Some("order-7"));
+        assert_eq!(filled.user_id.as_deref(), Some("a"));
+        assert_eq!(filled.content_type.as_deref(), Some("text/plain"));
+        assert_eq!(filled.content_encoding.as_deref(), Some("utf-8"));
+        let row = row.replace("text/plain", "\\u001b[31m");
+        let error = message(template, &row).expect_err("not text");
+        assert_eq!(error, "line 1 (a): the content type is \"\\u{1b}[31m\": use printable ASCII text");
+    }
+
+    #[test]
+    fn a_line_that_is_sent_again_gives_the_same_message() {
+        let body = |body: &str| MessageTemplate { body: body.into(), ..MessageTemplate::default() };
+        let list = "{\"deviceId\":\"a\"}\n{\"deviceId\":\"b\",\"x\":1}\n{\"deviceId\":\"c\",\"n\":9}";
+        for (template, list, lines) in [
+            (body("on"), "a\nb", vec!["a", "b"]),
+            (body("{n}"), "a\nb", vec![r#"{"deviceId":"a","n":1}"#, r#"{"deviceId":"b","n":2}"#]),
+            (
+                body("{n}"),
+                list,
+                vec![
+                    r#"{"deviceId":"a","n":1}"#,
+                    r#"{"deviceId":"b","n":2,"x":1}"#,
+                    r#"{"deviceId":"c","n":9}"#,
+                ],
+            ),
+        ] {
+            let run = run(template.clone(), list);
+            let again: Vec<_> = run.entries.iter().map(|entry| run.line(entry)).collect();
+            assert_eq!(again, lines);
+            let last = run.entries.last().expect("an entry");
+            let alone = super::tests::run(template, again.last().expect("a line"));
+            let bodies = [(&run, last), (&alone, &alone.entries[0])]
+                .map(|(run, entry)| run.message(entry, NOW).expect("a message").body);
+            assert_eq!(bodies[0], bodies[1]);
+        }
+    }
+
+    #[test]
+    fn an_expiry_that_no_clock_has_is_refused() {
+        let expiry = Some(Duration::MAX);
+        let error =
+            message(MessageTemplate { expiry, ..MessageTemplate::default() }, "a").expect_err("too far");
+        assert!(error.contains("the expiry is ") && error.ends_with(": give at most 2 days"), "{error}");
+    }
+
+    #[test]
     fn a_line_can_have_a_body_and_properties_of_its_own() {
         let template = MessageTemplate {
             properties: vec![("action".into(), "pump".into())],
@@ -289,6 +440,11 @@ mod tests {
         assert!(of(with_body(&"x".repeat(70_000)), "a").contains("has 70"));
         assert!(
             of(with_body(""), r#"{"deviceId":"a","properties":[]}"#).contains("\"properties\" is no object")
+        );
+        assert_eq!(
+            of(with_body(""), r#"{"deviceId":"a","properties":{"iothub-ack":"full"}}"#),
+            "line 1 (a): \"properties\" has \"iothub-ack\", a system property: remove it, and give its value by an option, \
+             such as --correlation-id"
         );
         let id = MessageTemplate { message_id: Some("a b".into()), ..MessageTemplate::default() };
         assert!(of(id, "a").contains("the message id is \"a b\""));

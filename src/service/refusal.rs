@@ -33,8 +33,25 @@ pub(super) const OPEN_QUESTION: &str = "it is not known whether the message is q
                                         the same --message-id; a device runs it only once if that id has a \
                                         UUID in it";
 
+/// What a refusal of a message is about, so what follows for it and for the messages after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalScope {
+    /// This message, or its device: the hub refuses it again.
+    Message,
+    /// The device, whose queue is full: the hub takes the message once the device has taken some.
+    Device,
+    /// The hub, which has had too many requests: it takes the same message a little later.
+    Throttling,
+    /// The hub, which failed: it may take the same message a little later.
+    Passing,
+    /// The hub, which takes nothing more until its next day.
+    Quota,
+    /// The hub, which takes nothing from this program until a person has changed something.
+    Hub,
+}
+
 /// A refusal: its meaning, and the hub's own words.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusal {
     /// The AMQP error condition, such as `amqp:not-found`.
     pub condition: String,
@@ -43,9 +60,9 @@ pub struct Refusal {
     /// The id by which the hub's operators find the case.
     pub tracking_id: Option<String>,
     /// How many seconds the hub wants to be left alone, if it says so. UNVERIFIED: its name is the one of HTTP.
-    retry_after: Option<u32>,
-    code: Option<u32>,
-    meaning: String,
+    pub(crate) retry_after: Option<u32>,
+    pub(crate) code: Option<u32>,
+    pub(crate) meaning: String,
 }
 
 impl Refusal {
@@ -79,10 +96,17 @@ impl Refusal {
         LASTING.contains(&self.condition.as_str())
     }
 
-    /// Whether the hub has had too many requests, so that the same one is right a little later. Source: wire reference
-    /// 2.8; the error codes 429xxx are those of Microsoft's C# SDK.
-    pub fn is_throttling(&self) -> bool {
-        self.condition.ends_with("throttled") || self.code.is_some_and(|code| code / 1000 == 429)
+    /// What it is about. Source: wire reference 2.8; the error codes 429xxx and 5xxxxx are those of Microsoft's C# SDK.
+    pub fn scope(&self) -> RefusalScope {
+        let kind = self.code.map_or(0, |code| code / 1000);
+        match self.condition.as_str() {
+            _ if self.is_quota() => RefusalScope::Quota,
+            condition if condition.ends_with("throttled") || kind == 429 => RefusalScope::Throttling,
+            "amqp:resource-limit-exceeded" => RefusalScope::Device,
+            condition if PASSING.contains(&condition) || kind / 100 == 5 => RefusalScope::Passing,
+            condition if OF_THE_HUB.contains(&condition) => RefusalScope::Hub,
+            _ => RefusalScope::Message,
+        }
     }
 
     /// How long the hub wants to be left alone, if it says so.
@@ -205,6 +229,27 @@ const LASTING: [&str; 8] = [
     BAD_RANGE,
 ];
 
+/// Conditions of a hub that is busy or being moved.
+const PASSING: [&str; 6] = [
+    "amqp:internal-error",
+    "amqp:link:detach-forced",
+    "amqp:link:stolen",
+    "amqp:connection:forced",
+    "com.microsoft:timeout",
+    "com.microsoft:server-busy",
+];
+
+/// Conditions that all messages meet until a person has changed something.
+const OF_THE_HUB: [&str; 7] = [
+    "amqp:unauthorized-access",
+    "amqp:not-allowed",
+    "amqp:not-implemented",
+    "amqp:link:redirect",
+    "amqp:connection:redirect",
+    "com.microsoft:iot-hub-not-found-error",
+    "com.microsoft:iot-hub-suspended",
+];
+
 const BAD_ARGUMENT: &str = "com.microsoft:argument-error";
 const BAD_RANGE: &str = "com.microsoft:argument-out-of-range";
 
@@ -250,6 +295,36 @@ mod tests {
         let who = Who::Policy("device".to_owned());
         let link = RefusedRequest::Link { who: &who };
         assert!(refusal(AmqpError::UnauthorizedAccess, "", link).contains("\"device\""));
+    }
+
+    #[test]
+    fn what_a_refusal_is_about_decides_what_follows() {
+        let scope = |condition: &str, description: &str, code: Option<u32>| {
+            let info = code.map(|code| {
+                let mut info = Fields::new();
+                info.insert(Symbol::from("com.microsoft:error-code"), Value::Uint(code));
+                info
+            });
+            let condition = ErrorCondition::Custom(Symbol::from(condition));
+            Refusal::new(&definitions::Error::new(condition, description.to_owned(), info), DEVICE).scope()
+        };
+        for (condition, description, code, expected) in [
+            ("amqp:not-found", "", Some(404_001), RefusalScope::Message),
+            ("amqp:link:message-size-exceeded", "", None, RefusalScope::Message),
+            (BAD_ARGUMENT, "", Some(400_004), RefusalScope::Message),
+            ("com.example:odd", "", None, RefusalScope::Message),
+            ("amqp:resource-limit-exceeded", "", Some(403_004), RefusalScope::Device),
+            ("amqp:resource-limit-exceeded", "", Some(403_002), RefusalScope::Quota),
+            ("com.microsoft:quota-exceeded", "", None, RefusalScope::Quota),
+            ("com.microsoft:device-container-throttled", "", None, RefusalScope::Throttling),
+            ("com.example:odd", "", Some(429_002), RefusalScope::Throttling),
+            ("com.example:odd", "", Some(500_001), RefusalScope::Passing),
+            ("amqp:internal-error", "", None, RefusalScope::Passing),
+            ("amqp:unauthorized-access", "", Some(401_003), RefusalScope::Hub),
+            ("com.microsoft:iot-hub-suspended", "", None, RefusalScope::Hub),
+        ] {
+            assert_eq!(scope(condition, description, code), expected, "{condition} {code:?}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use fe2o3_amqp::Sender;
 use fe2o3_amqp::link::SendError;
 use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::definitions::LinkError;
 use fe2o3_amqp::types::messaging::{ApplicationProperties, Data, Message, Outcome, Properties as Section};
 use fe2o3_amqp::types::primitives::{Binary, SimpleValue, Symbol, Timestamp};
 use futures_util::FutureExt as _;
@@ -110,6 +111,8 @@ pub enum HubAnswer {
     Accepted,
     /// It is not.
     Refused(Refusal),
+    /// It is not, and the hub does not say why: it released or changed the message, or rejected it without an error.
+    Returned(&'static str),
 }
 
 /// The link that sends. Its drop detaches it.
@@ -152,6 +155,7 @@ impl C2dSender {
         match answered(OUTCOME, answer).await? {
             HubAnswer::Accepted => Ok(()),
             HubAnswer::Refused(refusal) => Err(ServiceError::Refused(refusal)),
+            HubAnswer::Returned(how) => Err(ServiceError::Answer(how.to_owned())),
         }
     }
 
@@ -168,26 +172,39 @@ impl C2dSender {
         &mut self,
         message: &OutgoingMessage,
     ) -> Result<BoxFuture<'static, Result<HubAnswer, ServiceError>>, ServiceError> {
-        let sending = async { self.link.send_batchable(message.encode()).await.map_err(failure::of_send) };
-        let sent =
-            answered(OUTCOME, sending).await.map_err(|error| failure::explained(error, &self.failed))?;
-        let (device_id, failed) = (message.device_id.clone(), Arc::clone(&self.failed));
+        let device_id = message.device_id.clone();
+        let sending = async {
+            match self.link.send_batchable(message.encode()).await {
+                Ok(sent) => Ok(Some(sent)),
+                // Nothing was sent, and the link goes on.
+                Err(SendError::MessageSizeExceeded(_)) => Ok(None),
+                Err(error) => Err(failure::of_send(error)),
+            }
+        };
+        let sent = answered("credit for the message", sending)
+            .await
+            .map_err(|error| failure::explained(error, &self.failed))?;
+        let Some(sent) = sent else {
+            let asked = RefusedRequest::Message { device_id: &device_id };
+            let refusal = Refusal::new(&LinkError::MessageSizeExceeded.into(), asked);
+            return Ok(std::future::ready(Ok(HubAnswer::Refused(refusal))).boxed());
+        };
+        let failed = Arc::clone(&self.failed);
         let answer = async move {
             let outcome = sent.await.map_err(|error| failure::explained(failure::of_send(error), &failed))?;
-            let lost = |text: &str| Err(ServiceError::Lost(text.to_owned()));
-            match outcome {
-                Outcome::Accepted(_) => Ok(HubAnswer::Accepted),
+            Ok(match outcome {
+                Outcome::Accepted(_) => HubAnswer::Accepted,
                 Outcome::Rejected(rejected) => match rejected.error {
                     Some(error) => {
                         let asked = RefusedRequest::Message { device_id: &device_id };
-                        Ok(HubAnswer::Refused(Refusal::new(&error, asked)))
+                        HubAnswer::Refused(Refusal::new(&error, asked))
                     }
-                    None => lost("the hub rejected the message and gave no reason"),
+                    None => HubAnswer::Returned("the hub rejected the message and gave no reason"),
                 },
                 Outcome::Released(_) | Outcome::Modified(_) => {
-                    lost("the hub returned the message without queueing it: send it again")
+                    HubAnswer::Returned("the hub returned the message without queueing it: send it again")
                 }
-            }
+            })
         };
         Ok(answer.boxed())
     }

@@ -13,38 +13,38 @@ use crate::harness::{Process, run};
 use crate::json_lines::json_lines;
 
 /// As fast as the hub takes them.
-const FAST: [&str; 2] = ["--rate", "100000/s"];
+pub(crate) const FAST: [&str; 2] = ["--rate", "100000/s"];
 
-fn ids(count: usize) -> Vec<String> {
+pub(crate) fn ids(count: usize) -> Vec<String> {
     (1..=count).map(|number| format!("pump-{number}")).collect()
 }
 
 /// The hub, and a list in a file.
-fn with_list(known: usize, list: &str) -> (Running, PathBuf) {
+pub(crate) fn with_list(known: usize, list: &str) -> (Running, PathBuf) {
     let running = Running::with_devices(ids(known));
     let path = running.file("pumps.txt");
     std::fs::write(&path, list).expect("written");
     (running, path)
 }
 
-fn to_list(running: &Running, list: &PathBuf) -> Command {
+pub(crate) fn to_list(running: &Running, list: &PathBuf) -> Command {
     let mut command = running.sender();
     command.arg("--devices-from").arg(list).args(FAST);
     command
 }
 
 /// The ids of the messages that wait for a device.
-fn waiting(running: &Running, device: &str) -> Vec<String> {
+pub(crate) fn waiting(running: &Running, device: &str) -> Vec<String> {
     running.hub.with(|hub, _| {
         hub.queued(device).map(|queued| queued.message.message_id().expect("an id").to_owned()).collect()
     })
 }
 
-fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -117,7 +117,10 @@ fn a_dry_run_only_says_how_long_it_takes() {
         ),
         "{said:?}"
     );
-    assert!(stderr(&said).contains("a desired property may suit better"), "{said:?}");
+    assert!(stderr(&said).contains("if it is a setting, a desired property suits better"), "{said:?}");
+    let mut command = running.sender();
+    let said = run(command.arg("--devices-from").arg(&path).args(["--dry-run", "--data", "{n}"]));
+    assert_eq!(stderr(&said), "", "each has another message");
     let mut command = running.sender();
     let said =
         run(command.arg("--devices-from").arg(&path).args(["--dry-run", "--tier", "s3", "--units", "2"]));
@@ -140,6 +143,8 @@ fn a_query_finds_the_devices_page_by_page() {
     };
     let (code, said) = ask("SELECT deviceId FROM devices");
     assert_eq!(code, Some(0), "{said}");
+    let (code, said) = ask("select * from devices");
+    assert!(code == Some(2) && said.contains("finds whole twins: name the columns"), "{said}");
     let (code, said) = ask("SELECT tags FROM devices");
     assert!(code == Some(2) && said.contains("without a deviceId: select deviceId"), "{said}");
     let (code, said) = ask("deviceId = ");
@@ -168,6 +173,7 @@ fn one_device_can_have_many_messages_over_one_link() {
     let sent = run(command.arg("--messages-from").arg(&list).args(["--message-id", "m-{id}"]).args(FAST));
     assert_eq!(sent.status.code(), Some(0), "{}", stderr(&sent));
     assert_eq!(waiting(&running, "dev2"), ["m-7", "m-8"]);
+    assert!(stderr(&sent).contains("put {run} into --message-id"), "{}", stderr(&sent));
 }
 
 #[test]
@@ -262,7 +268,7 @@ fn a_signal_ends_the_run_in_order_and_says_how_to_go_on() {
     assert!(said.contains(&words), "{said}");
     let summary =
         process.stdout.all().into_iter().find(|line| line.contains("\"summary\"")).expect("a summary");
-    assert!(summary.contains("\"accepted\":1,\"refused\":0,\"open\":2"), "{summary}");
+    assert!(summary.contains("\"accepted\":1,\"refused\":0,\"postponed\":0,\"open\":2"), "{summary}");
     let rest = run(running.sender().arg("--resume").arg(&journal).args(FAST));
     assert!(rest.status.success() && stdout(&rest).contains("        3  accepted"), "{rest:?}");
     for device in ids(3) {
@@ -300,7 +306,24 @@ fn what_cannot_be_sent_is_said_before_anything_is_sent() {
             && stderr(&said).contains("use a number for a minute or a second, such as 100/min or 5/s"),
         "{said:?}"
     );
-    refused(&["--wait"], "--wait and --wait-outcome are for one message");
+    refused(
+        &["--file", "-", "--devices-from", "-"],
+        "the argument '--devices-from <FILE>' cannot be used multiple times",
+    );
+    let said = run(running.sender().args(["--file", "-", "--devices-from", "-"]));
+    assert!(
+        said.status.code() == Some(2) && stderr(&said).contains("give one of them as a file"),
+        "{said:?}"
+    );
+    std::fs::write(&path, "{\"deviceId\":\"pump-1\",\"properties\":{\"$.cid\":\"x\"}}").expect("written");
+    refused(&[], "line 1 (pump-1): \"properties\" has \"$.cid\", a system property");
+    std::fs::write(&path, "pump-1").expect("written");
+    let said = run(running.command("dev1").args(["--count", "3", "--message-id", "same"]));
+    assert!(said.status.code() == Some(2), "{said:?}");
+    assert!(
+        stderr(&said).contains("line 2 (dev1): its message id \"same\" is that of an earlier line"),
+        "{said:?}"
+    );
     assert_eq!(waiting(&running, "pump-1"), [""; 0]);
 
     let journal = running.file("foreign.journal");

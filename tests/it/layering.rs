@@ -198,6 +198,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
         &["src/action/gpio/rppal.rs"],
         "go through `action::gpio`: the crate is retired and will be replaced",
     ),
+    ("indicatif", &["src/cli/c2d_send/many_bar.rs"], "go through `many_bar`"),
     ("crc32c::", &["src/inbox/"], "go through `inbox`"),
     ("gpiocdev", &["src/action/gpio/cdev.rs"], "go through `action::gpio`"),
     (

@@ -120,11 +120,16 @@ impl Session {
         let is_receiver = link.field(2) == &Value::Bool(true);
         self.answer_attach(link, link.field(5).clone(), link.field(6).clone());
         if !is_receiver {
-            let window = || Value::Uint(1_000);
-            let head = vec![Value::Uint(0), window(), Value::Uint(0), window()];
-            let tail = vec![link.field(1).clone(), Value::Uint(0), Value::Uint(100)];
-            self.0.send(0, FLOW, [head, tail].concat(), &[]);
+            self.give_credit(link);
         }
+    }
+
+    /// Lets a sender send.
+    pub(crate) fn give_credit(&mut self, link: &Frame) {
+        let window = || Value::Uint(1_000);
+        let head = vec![Value::Uint(0), window(), Value::Uint(0), window()];
+        let tail = vec![link.field(1).clone(), Value::Uint(0), Value::Uint(100)];
+        self.0.send(0, FLOW, [head, tail].concat(), &[]);
     }
 
     /// Attaches a link without a terminus, which means a refusal, and detaches it.

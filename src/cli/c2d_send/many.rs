@@ -3,6 +3,8 @@
 //! Owns: its arguments, where the journal is, the order of events and the exit code. Must not know: AMQP, HTTP, how a run
 //! is sent.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
@@ -16,23 +18,32 @@ use signal_hook_tokio::Signals;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::many_output::ManyOutput;
+use super::many_output::{Aftermath, ManyOutput};
 use super::{SendArgs, property};
-use crate::cli::{Exit, Failure, back_end, tell};
+use crate::cli::shown::{plain, shell};
+use crate::cli::{Exit, Failure, back_end, sentence, tell};
 use crate::credentials::check_device_id;
+use crate::feedback::DeliveryAck;
 use crate::fleet::{
     EntryList, Estimate, Naming, Pace, Progress, Run, RunError, RunJournal, Sending, SendingLimits,
     Settlement, Tier,
 };
+use crate::message::contains_uuid;
 use crate::service::{Service, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
 
+mod follow;
 mod query;
+
+use follow::{Awaited, Follow};
 
 /// What can stand in place of `--device`.
 pub(super) const SELECTORS: [&str; 3] = ["devices_from", "query", "resume"];
 
 /// Messages on their way at a time. A hub answers within a few of them, and this many may come twice after a `kill -9`.
 const WINDOW: usize = 16;
+/// How long the hub may take nothing.
+const PATIENCE: Duration = Duration::from_secs(600);
+const DEFAULT_TIER: &str = "s1";
 /// More than a hub takes in a year.
 const MOST_PER_MINUTE: f64 = 10_000_000.0;
 
@@ -42,7 +53,7 @@ const MOST_PER_MINUTE: f64 = 10_000_000.0;
 #[command(next_help_heading = "Many messages")]
 pub(super) struct ManyArgs {
     /// Send to each device of a list: an id a line, or a JSON object a line with "deviceId" and columns for
-    /// placeholders; its "properties" and "body" are added to the message. - is standard input.
+    /// placeholders; its "properties" are added to the message, and its "body" is the body. - is standard input.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "query", "resume"])]
     devices_from: Option<PathBuf>,
     /// Send to each device that the hub finds: the condition behind WHERE, or a whole query that selects deviceId.
@@ -62,7 +73,7 @@ pub(super) struct ManyArgs {
     #[arg(long, value_name = "RATE", value_parser = rate)]
     rate: Option<f64>,
     /// The tier of the hub: it says how many messages a minute and a day the hub takes.
-    #[arg(long, value_name = "TIER", default_value = "s1")]
+    #[arg(long, value_name = "TIER", default_value = DEFAULT_TIER)]
     tier: TierArg,
     /// The units of the hub.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -73,9 +84,10 @@ pub(super) struct ManyArgs {
     /// Only say what would be sent, how long it takes, and what share of the daily quota it is.
     #[arg(long)]
     dry_run: bool,
-    /// Give up when the hub has taken nothing for this long; --resume goes on later.
-    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = back_end::duration)]
-    give_up_after: Duration,
+    /// Give up when the hub has failed or throttled for this long without taking anything; --resume goes on later
+    /// [default: 10m].
+    #[arg(long, value_name = "DURATION", value_parser = back_end::duration)]
+    give_up_after: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -94,6 +106,13 @@ impl From<TierArg> for Tier {
             TierArg::S2 => Self::S2,
             TierArg::S3 => Self::S3,
         }
+    }
+}
+
+impl SendArgs {
+    /// What is awaited of the messages of a run.
+    fn awaited(&self) -> Option<Awaited> {
+        self.wait.map(Awaited::Feedback).or(self.wait_outcome.map(Awaited::Outcome))
     }
 }
 
@@ -123,29 +142,43 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
-    if args.wait.or(args.wait_outcome).is_some() {
+    let list = args.many.devices_from.as_ref().or(args.many.messages_from.as_ref());
+    if args.message.is_from_stdin() && list.is_some_and(|list| list.as_os_str() == "-") {
         let error =
-            anyhow!("--wait and --wait-outcome are for one message: follow many with c2d-feedback --watch");
+            anyhow!("both the body and the list are to come from standard input: give one of them as a file");
         return Err(Failure::usage(error));
     }
     let identity = args.hub.identity().map_err(Failure::usage)?;
+    // A journal that may not grow is an error with a sentence.
+    crate::cli::run::survive_file_size_limit()?;
     super::super::block_on(async {
         let (run, begun) = prepared(args, &identity).await?;
-        let sizes = check(&run).map_err(Failure::usage)?;
-        let (many, open) = (&args.many, begun.as_ref().map_or(sizes.len(), |(_, settled)| open(settled)));
-        let estimate =
-            Estimate::new(sizes.into_iter().take(open), many.per_minute(), many.tier.into(), many.units);
-        let mut output = ManyOutput::new(args.output.json, &run, open);
-        output.planned(&estimate, many.dry_run)?;
-        if many.dry_run {
-            return Ok(Exit::Done);
+        if let (Some(_), DeliveryAck::None) = (args.awaited(), run.template.ack) {
+            let error = anyhow!(
+                "the messages of this run ask for no feedback, so nothing is known of them later: leave --wait and \
+                 --wait-outcome out, or begin a run with one of them"
+            );
+            return Err(Failure::usage(error));
         }
-        let (journal, settled) = match begun {
-            Some(begun) => begun,
-            None => (create_journal(args, &run)?, vec![None; run.entries.len()]),
+        let (sizes, is_same) = check(&run).map_err(Failure::usage)?;
+        let many = &args.many;
+        let settled = match &begun {
+            Some((_, settled)) => settled.clone(),
+            None => vec![None; run.entries.len()],
         };
-        output.journal(journal.path())?;
-        send(args, &identity, &run, (journal, settled), &mut output).await
+        let open = sizes.into_iter().zip(&settled).filter(|(_, state)| state.is_none());
+        let estimate =
+            Estimate::new(open.map(|(size, _)| size), many.per_minute(), many.tier.into(), many.units);
+        let mut output = ManyOutput::new(args.output.json, &run);
+        output.planned(&estimate, is_same, many.dry_run);
+        if many.dry_run {
+            return output.broken().map_or(Ok(Exit::Done), |error| Err(error.into()));
+        }
+        let journal = match begun {
+            Some((journal, _)) => journal,
+            None => create_journal(args, &run)?,
+        };
+        send(args, &identity, &run, (journal, settled), output).await
     })
 }
 
@@ -165,7 +198,8 @@ async fn prepared(
         }
         return Ok((run, Some((journal, settled))));
     }
-    let template = args.message.template(None).map_err(Failure::usage)?;
+    let waiting = args.wait_option().map_err(Failure::usage)?;
+    let template = args.message.template(waiting).map_err(Failure::usage)?;
     let (list, naming) = match (&args.device, &many.devices_from, &many.query) {
         (Some(device), _, _) => {
             check_device_id(device).map_err(Failure::usage)?;
@@ -202,21 +236,36 @@ fn read(
     list.map_err(Failure::usage)
 }
 
-/// Checks each message before the first one is sent, and returns their sizes.
-fn check(run: &Run) -> anyhow::Result<Vec<usize>> {
+/// Checks each message before the first one is sent. Returns their sizes, and whether all have the same content.
+fn check(run: &Run) -> anyhow::Result<(Vec<usize>, bool)> {
     let now = SystemTime::now();
-    let sizes = run.entries.iter().enumerate().map(|(number, entry)| {
+    let mut ids = HashSet::new();
+    let (mut first, mut is_same) = (None, true);
+    let sizes = run.entries.iter().enumerate().map(|(index, entry)| {
         let message = run.message(entry, now).map_err(anyhow::Error::msg)?;
-        if number == 0 {
-            property::warn_of_odd(&message.properties);
+        let size = message.wire_size();
+        let (id, content) = (message.message_id, (message.properties, message.body));
+        if index == 0 {
+            property::warn_of_odd(&content.0);
         }
-        Ok(message.wire_size())
+        if index == 0 && !contains_uuid(&id) {
+            tell(format_args!(
+                "the message ids have no UUID in them, as \"{id}\": a device may act twice on a message that is sent \
+                 again after a lost connection; put {{run}} into --message-id"
+            ));
+        }
+        // The messages of several devices may have one id; the device tells them apart.
+        if run.naming == Naming::ByNumber && run.template.message_id.is_some() && !ids.insert(id.clone()) {
+            return Err(anyhow!(
+                "{}: its message id \"{id}\" is that of an earlier line: put {{n}} or a column into --message-id",
+                entry.place()
+            ));
+        }
+        is_same &= content == *first.get_or_insert_with(|| content.clone());
+        Ok(size)
     });
-    sizes.collect()
-}
-
-fn open(settled: &[Option<Settlement>]) -> usize {
-    settled.iter().filter(|state| state.is_none()).count()
+    let sizes: anyhow::Result<_> = sizes.collect();
+    Ok((sizes?, is_same))
 }
 
 fn create_journal(args: &SendArgs, run: &Run) -> Result<RunJournal, Failure> {
@@ -244,15 +293,32 @@ async fn send(
     identity: &ServiceIdentity,
     run: &Run,
     (journal, settled): (RunJournal, Vec<Option<Settlement>>),
-    output: &mut ManyOutput<'_>,
+    mut output: ManyOutput<'_>,
 ) -> Result<Exit, Failure> {
     let way = super::amqp(&args.hub).map_err(Failure::usage)?;
     let ca_file = args.hub.ca_file();
+    back_end::end_at_the_second_signal().context("signals cannot be received")?;
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
     let stop = CancellationToken::new();
     let path = journal.path().to_owned();
+    let resume = resume_command(args, &path);
+    output.journal(&path, &resume);
+    for (index, settlement) in settled.iter().enumerate() {
+        settlement.iter().for_each(|settlement| output.known(index, settlement));
+    }
+    let output = RefCell::new(output);
+    let follow = args.awaited().map(|awaited| Follow::new(run, &output, awaited, &path)).transpose()?;
+    let note = |index: usize, settlement: &Settlement| {
+        follow.iter().for_each(|follow| follow.settled(index, settlement));
+    };
+    for (index, settlement) in
+        settled.iter().enumerate().filter_map(|(index, state)| Some((index, state.as_ref()?)))
+    {
+        note(index, settlement);
+    }
+    output.borrow_mut().begin();
     let pace = Pace::new(args.many.per_minute(), Instant::now());
-    let limits = SendingLimits { window: WINDOW, patience: args.many.give_up_after };
+    let limits = SendingLimits { window: WINDOW, patience: args.many.give_up_after.unwrap_or(PATIENCE) };
     let mut sending = Sending::new(run, journal, &settled, pace, limits, stop.clone(), SystemTime::now);
     let connect = async || -> Result<_, ServiceError> {
         let now = SystemTime::now();
@@ -261,49 +327,118 @@ async fn send(
         let link = service.sender().await?;
         Ok((service, link))
     };
-    for settlement in settled.iter().flatten() {
-        output.known(settlement);
-    }
-    let result = {
-        let mut told = Ok(());
-        let mut show = |progress: Progress<'_>| {
-            if told.is_ok() {
-                told = output.progress(&progress);
-            }
-        };
-        let sent = {
-            let mut sent = std::pin::pin!(sending.run(connect, &mut show));
-            tokio::select! {
-                sent = &mut sent => sent,
-                Some(_signal) = signals.next() => {
-                    stop.cancel();
-                    sent.await
-                }
-            }
-        };
-        told.map_err(Failure::from).map(|()| sent)?
-    };
-    let refused = output.finished(&path)?;
-    match result {
-        Ok(()) if refused == 0 => Ok(Exit::Done),
-        Ok(()) => Ok(Exit::NegativeFeedback),
-        Err(error) => {
-            let error = stopped(error, &path);
-            output.failed(&error)?;
-            Err(back_end::failed(error))
+    let mut show = |progress: Progress<'_>| {
+        if let Progress::Settled { entry, settlement } = &progress {
+            note(*entry, settlement);
         }
+        output.borrow_mut().progress(&progress);
+    };
+    let over = CancellationToken::new();
+    let sent = async {
+        let sent = sending.run(connect, &mut show).await;
+        if sent.is_err() {
+            // Nothing more is awaited of a run that has not come to its end.
+            stop.cancel();
+        }
+        over.cancel();
+        sent
+    };
+    let followed = async {
+        match &follow {
+            Some(follow) => follow.run(&args.hub, identity, &over, &stop).await,
+            None => Ok(()),
+        }
+    };
+    let signalled = Cell::new(false);
+    let heard = async {
+        while signals.next().await.is_some() {
+            signalled.set(true);
+            output.borrow().waiting("stopping, which takes up to 5 s; a second signal ends at once");
+            stop.cancel();
+        }
+        std::future::pending::<()>().await;
+    };
+    let both = async { tokio::join!(sent, followed) };
+    let (sent, followed) = tokio::select! {
+        both = both => both,
+        () = heard => (Err(RunError::Stopped), Ok(())),
+    };
+    let sent = sent.and_then(|()| if signalled.get() { Err(RunError::Stopped) } else { Ok(()) });
+    let after = follow.as_ref().map(Follow::aftermath);
+    ended(sent, followed, &mut output.borrow_mut(), (&path, &resume), after.as_ref())
+}
+
+/// The last lines, and the exit code. A failure of the run is told before one of its feedback or output.
+fn ended(
+    sent: Result<(), RunError>,
+    followed: anyhow::Result<()>,
+    output: &mut ManyOutput<'_>,
+    (journal, resume): (&Path, &str),
+    after: Option<&Aftermath>,
+) -> Result<Exit, Failure> {
+    let finished = output.finished(journal, resume, after);
+    let failure = match sent {
+        Ok(()) => followed.err().map(Failure::from),
+        Err(error) => {
+            let is_usage = matches!(&error, RunError::Hub(error) if error.is_configuration());
+            let error = match error {
+                // It says so itself.
+                error @ RunError::Journal(_) => error.into(),
+                error => anyhow!("{error}; to go on: {resume}"),
+            };
+            followed.err().iter().for_each(|error| tell(sentence(error)));
+            Some(Failure { exit: if is_usage { Exit::Usage } else { Exit::Error }, error })
+        }
+    };
+    if let Some(failure) = &failure {
+        output.failed(&failure.error);
+    }
+    let broken = [finished.as_ref().err().map(sentence), output.broken().as_ref().map(sentence)];
+    match (failure, broken.into_iter().flatten().reduce(|one, other| format!("{one}; {other}"))) {
+        (Some(failure), broken) => {
+            broken.into_iter().for_each(tell);
+            Err(failure)
+        }
+        (None, Some(broken)) => Err(anyhow::Error::msg(broken).into()),
+        (None, None) => Ok(match after {
+            _ if finished.is_ok_and(|not_taken| not_taken > 0) => Exit::NegativeFeedback,
+            Some(after) if !after.undelivered.is_empty() => Exit::NegativeFeedback,
+            Some(after) if !after.failed.is_empty() => Exit::ActionFailed,
+            Some(after) if after.missing > 0 => Exit::NoFeedback,
+            _ => Exit::Done,
+        }),
     }
 }
 
-/// Says how to go on.
-fn stopped(error: RunError, journal: &Path) -> anyhow::Error {
-    let journal = crate::cli::shown::shell(&journal.display().to_string());
-    match error {
-        // It says so itself.
-        error @ RunError::Journal(_) => error.into(),
-        RunError::Hub(error) => {
-            anyhow::Error::new(error).context(format!("to go on: c2d-agent c2d-send --resume {journal}"))
-        }
-        error => anyhow!("{error}; to go on: c2d-agent c2d-send --resume {journal}"),
+/// The command that goes on with this run as it was asked for.
+fn resume_command(args: &SendArgs, journal: &Path) -> String {
+    let many = &args.many;
+    let tier = many.tier.to_possible_value().map(|tier| tier.get_name().to_owned());
+    let own = [
+        ("--resume", Some(journal.display().to_string())),
+        ("--rate", many.rate.map(|per_minute| format!("{per_minute}/min"))),
+        ("--tier", tier.filter(|tier| tier != DEFAULT_TIER)),
+        ("--units", (many.units != 1).then(|| many.units.to_string())),
+        (
+            "--give-up-after",
+            many.give_up_after.map(|time| humantime::format_duration(time).to_string().replace(' ', "")),
+        ),
+    ];
+    let own = own.into_iter().filter_map(|(option, value)| Some((option, value?)));
+    let mut command = "c2d-agent c2d-send".to_owned();
+    let waits = [("--wait", args.wait), ("--wait-outcome", args.wait_outcome)];
+    let waits = waits.into_iter().filter_map(|(option, wait)| Some((option, wait?)));
+    for (option, value) in own.chain(args.hub.as_given()) {
+        command.push_str(&format!(" {option} {}", shell(&plain(&value))));
     }
+    for (option, wait) in waits {
+        command.push_str(&format!(
+            " {option}={}",
+            humantime::format_duration(wait).to_string().replace(' ', "")
+        ));
+    }
+    if args.output.json {
+        command.push_str(" --json");
+    }
+    command
 }

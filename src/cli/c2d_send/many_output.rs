@@ -1,7 +1,7 @@
 //! What `c2d-send` prints for many messages: lines for people, or one JSON object per event.
 //!
-//! Owns: standard output, the notes on standard error, the file of what was refused. Must not know: how messages travel,
-//! exit codes.
+//! Owns: standard output, the notes on standard error, the lists of what did not arrive. Must not know: how messages
+//! travel, exit codes.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write as _};
@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use serde::Serialize;
 
-use crate::cli::back_end::print;
-use crate::cli::shown::{json, plain, shell, span};
+use super::many_bar::{RunBar, per_minute_text};
+use super::many_events::{ManyLine, RefusedMessage, StatusCount};
+use crate::cli::shown::{self, Output, plain, shell, span};
 use crate::cli::tell;
-use crate::fleet::{Estimate, Naming, Progress, Run, Settlement};
+use crate::feedback::FeedbackRecord;
+use crate::fleet::{Entry, Estimate, Naming, Progress, Run, Settlement};
+use crate::outcome::OutcomeReport;
 use crate::trust;
 
 /// From one line for people to the next.
@@ -22,17 +24,22 @@ const BETWEEN_LINES: Duration = Duration::from_secs(10);
 /// A twin can hold a setting for each of so many devices at a thirtieth of the time.
 const MANY: usize = 1000;
 
-/// Prints events as they happen.
+/// Prints events as they happen. That standard output cannot be written is told at the end: the run matters more.
 pub(super) struct ManyOutput<'a> {
     json: bool,
+    out: Output,
+    /// Why standard output could not be written, if it could not.
+    broken: Option<anyhow::Error>,
+    bar: Option<RunBar>,
     run: &'a Run,
-    open: usize,
     begun: Instant,
     told: Instant,
     accepted: usize,
-    /// How many of this run, without what was known before.
-    settled: usize,
+    /// How many were settled or postponed now, without what was known before.
+    now: usize,
     refused: BTreeMap<String, Refusals>,
+    /// Not taken for now: a resumed run sends them.
+    postponed: BTreeMap<String, Refusals>,
 }
 
 /// What was refused with one condition.
@@ -40,212 +47,388 @@ pub(super) struct ManyOutput<'a> {
 struct Refusals {
     entries: Vec<usize>,
     /// The first error.
-    example: String,
+    first: String,
 }
 
-/// The objects of `--json`: stable for scripts; fields are added, never renamed.
-#[derive(Serialize)]
-#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "camelCase")]
-enum ManyLine<'a> {
-    Run { run: &'a str, hub: &'a str, messages: usize, per_minute: f64, seconds: u64, quota_share: f64 },
-    Journal { file: String },
-    Accepted { device_id: &'a str, number: usize },
-    Refused { device_id: &'a str, number: usize, condition: &'a str, error: &'a str },
-    Throttled { wait_ms: u64, per_minute: f64 },
-    Lost { error: String, wait_ms: u64 },
-    Summary { accepted: usize, refused: usize, open: usize, refused_file: Option<String>, after_ms: u64 },
-    Failed { error: String },
+/// What followed the acceptance of the messages, for `--wait` and `--wait-outcome`.
+pub(super) struct Aftermath {
+    /// How many messages have each status of feedback, or each outcome.
+    pub(super) counts: BTreeMap<&'static str, usize>,
+    /// The indices of the entries whose messages were not delivered.
+    pub(super) undelivered: Vec<usize>,
+    /// The indices of the entries whose actions did not succeed.
+    pub(super) failed: Vec<usize>,
+    /// What is missing of the others: "feedback" or "an outcome".
+    pub(super) awaited: &'static str,
+    /// How many messages it is missing of.
+    pub(super) missing: usize,
+    /// How long was waited at the end.
+    pub(super) wait: Duration,
 }
 
 impl<'a> ManyOutput<'a> {
-    /// `open` of the run's messages are to be sent.
-    pub(super) fn new(json: bool, run: &'a Run, open: usize) -> Self {
+    pub(super) fn new(json: bool, run: &'a Run) -> Self {
         let now = Instant::now();
-        Self { json, run, open, begun: now, told: now, accepted: 0, settled: 0, refused: BTreeMap::new() }
+        Self {
+            json,
+            out: Output::new(),
+            broken: None,
+            bar: None,
+            run,
+            begun: now,
+            told: now,
+            accepted: 0,
+            now: 0,
+            refused: BTreeMap::new(),
+            postponed: BTreeMap::new(),
+        }
     }
 
-    /// Says what is about to be sent.
-    pub(super) fn planned(&self, estimate: &Estimate, dry_run: bool) -> anyhow::Result<()> {
+    /// Says what is about to be sent. `is_same` says whether all devices get the same message.
+    pub(super) fn planned(&mut self, estimate: &Estimate, is_same: bool, dry_run: bool) {
         let Estimate { messages, per_minute, time, quota } = *estimate;
-        if !self.json && self.run.naming == Naming::ByDevice && messages >= MANY {
+        if !self.json && self.run.naming == Naming::ByDevice && is_same && messages >= MANY {
             tell(
-                "a desired property may suit better if all devices get the same setting: a hub takes 30 times as many \
-                 changes of twins (c2d-agent twin, or a job)",
+                "all devices get the same message: if it is a setting, a desired property suits better, because a hub takes \
+                 30 times as many changes of twins (c2d-agent twin, or a job)",
             );
         }
+        let (run, hub) = (self.run.id.as_str(), self.run.hub.as_str());
+        let verb = if dry_run { "would send" } else { "sending" };
         let text = || {
-            let (run, hub) = (&self.run.id, plain(&self.run.hub));
-            let verb = if dry_run { "would send" } else { "sending" };
             format!(
-                "{verb} {} at {per_minute:.0}/min: about {}, {:.1} % of the hub's daily quota  (run {run}, hub {hub})",
+                "{verb} {} at {}: about {}, {:.1} % of the hub's daily quota  (run {}, hub {})",
                 count(messages, "message"),
+                per_minute_text(per_minute),
                 span(time),
-                quota * 100.0
+                quota * 100.0,
+                plain(run),
+                plain(hub)
             )
         };
-        let (run, hub, seconds) = (&*self.run.id, &*self.run.hub, time.as_secs());
-        self.print(text, &ManyLine::Run { run, hub, messages, per_minute, seconds, quota_share: quota })
+        let seconds = time.as_secs();
+        self.print(text, &ManyLine::Run { run, hub, messages, per_minute, seconds, quota_share: quota });
     }
 
-    /// Says where the journal is.
-    pub(super) fn journal(&self, path: &Path) -> anyhow::Result<()> {
+    /// Says where the journal is, and which command goes on after an interruption.
+    pub(super) fn journal(&mut self, path: &Path, resume: &str) {
         let file = path.display().to_string();
-        let text = || {
-            format!("journal {file}  (after an interruption: c2d-agent c2d-send --resume {})", shell(&file))
-        };
-        self.print(text, &ManyLine::Journal { file: file.clone() })
+        let text = || format!("journal {}  (after an interruption: {resume})", plain(&file));
+        self.print(text, &ManyLine::Journal { file: file.clone() });
+    }
+
+    /// Shows people how far the run is from now on, if standard error is a terminal.
+    pub(super) fn begin(&mut self) {
+        self.begun = Instant::now();
+        self.bar = if self.json { None } else { RunBar::new(self.run.entries.len()) };
+        self.show_bar();
     }
 
     /// Counts what an earlier run has settled.
-    pub(super) fn known(&mut self, settlement: &Settlement) {
-        if *settlement == Settlement::Accepted {
-            self.accepted += 1;
+    pub(super) fn known(&mut self, index: usize, settlement: &Settlement) {
+        match settlement {
+            Settlement::Accepted => self.accepted += 1,
+            Settlement::Refused { condition, error } => note_down(&mut self.refused, index, condition, error),
         }
     }
 
     /// Prints what has happened.
-    pub(super) fn progress(&mut self, progress: &Progress<'_>) -> anyhow::Result<()> {
+    pub(super) fn progress(&mut self, progress: &Progress<'_>) {
         match *progress {
-            Progress::Settled { entry, settlement } => self.settled(entry, settlement),
-            Progress::Throttled { wait, per_minute } => {
-                let text = || format!("the hub throttles: waiting {}, then {per_minute:.0}/min", span(wait));
-                self.note(text, &ManyLine::Throttled { wait_ms: milliseconds(wait), per_minute })
+            Progress::Settled { entry, settlement: Settlement::Accepted } => {
+                self.accepted += 1;
+                if let Some((message_id, Entry { device_id, number, .. })) = self.named(entry) {
+                    self.object(&ManyLine::Accepted { message_id: &message_id, device_id, number: *number });
+                }
+                self.one_more();
+            }
+            Progress::Settled { entry, settlement: Settlement::Refused { condition, error } } => {
+                note_down(&mut self.refused, entry, condition, error);
+                self.not_taken(entry, condition, error, true);
+            }
+            Progress::Postponed { entry, condition, error } => {
+                note_down(&mut self.postponed, entry, condition, error);
+                self.not_taken(entry, condition, error, false);
+            }
+            Progress::Slowed { error, wait, per_minute } => {
+                let text = || {
+                    format!("{}: waiting {}, then {}", plain(error), span(wait), per_minute_text(per_minute))
+                };
+                self.note(text, &ManyLine::Throttled { wait_ms: milliseconds(wait), per_minute, error });
             }
             Progress::Lost { error, wait } => {
                 let error = error.to_string();
-                let text = || format!("the connection was lost, trying again in {}: {error}", span(wait));
-                self.note(text, &ManyLine::Lost { error: error.clone(), wait_ms: milliseconds(wait) })
+                let text = || format!("no connection, trying again in {}: {}", span(wait), plain(&error));
+                self.note(text, &ManyLine::Lost { error: error.clone(), wait_ms: milliseconds(wait) });
             }
         }
     }
 
-    fn settled(&mut self, index: usize, settlement: &Settlement) -> anyhow::Result<()> {
-        self.settled += 1;
-        let Some(entry) = self.run.entries.get(index) else { return Ok(()) };
-        let (device_id, number) = (&*entry.device_id, entry.number);
-        match settlement {
-            Settlement::Accepted => {
-                self.accepted += 1;
-                if self.json {
-                    return print(&json(&ManyLine::Accepted { device_id, number })?);
-                }
-            }
-            Settlement::Refused { condition, error } => {
-                let refusals = self.refused.entry(condition.clone()).or_default();
-                if refusals.entries.is_empty() {
-                    refusals.example.clone_from(error);
-                }
-                refusals.entries.push(index);
-                if self.json {
-                    return print(&json(&ManyLine::Refused { device_id, number, condition, error })?);
-                }
+    fn not_taken(&mut self, index: usize, condition: &str, error: &str, is_final: bool) {
+        if let Some((message_id, Entry { device_id, number, .. })) = self.named(index) {
+            let (message_id, number) = (&*message_id, *number);
+            let message = RefusedMessage { message_id, device_id, number, condition, error };
+            self.object(&if is_final { ManyLine::Refused(message) } else { ManyLine::Postponed(message) });
+        }
+        self.one_more();
+    }
+
+    /// Prints the feedback of a message of this run.
+    pub(super) fn feedback(&mut self, index: usize, record: &FeedbackRecord) {
+        if let Some((message_id, Entry { device_id, number, .. })) = self.named(index) {
+            self.object(&ManyLine::Feedback {
+                message_id: &message_id,
+                device_id,
+                number: *number,
+                status: record.status_code,
+                description: &record.description,
+                enqueued_time_utc: &record.enqueued_time_utc,
+            });
+        }
+    }
+
+    /// Prints what a device reports of its message.
+    pub(super) fn outcome(&mut self, index: usize, report: &OutcomeReport) {
+        if let Some((message_id, Entry { device_id, number, .. })) = self.named(index) {
+            let (message_id, outcome, text) = (&*message_id, report.outcome, &*report.text);
+            self.object(&ManyLine::Outcome { message_id, device_id, number: *number, outcome, text });
+        }
+    }
+
+    /// A note for people who watch.
+    pub(super) fn waiting(&self, text: &str) {
+        if !self.json {
+            match &self.bar {
+                Some(bar) => bar.note(text),
+                None => tell(text),
             }
         }
-        if self.told.elapsed() >= BETWEEN_LINES {
+    }
+
+    fn one_more(&mut self) {
+        self.now += 1;
+        self.show_bar();
+        if !self.json && self.bar.is_none() && self.told.elapsed() >= BETWEEN_LINES {
             self.told = Instant::now();
-            self.line()?;
+            let (done, of) = (self.done(), self.run.entries.len());
+            let line = format!("{done} of {of} settled: {}", self.so_far());
+            self.line(&line);
         }
-        Ok(())
     }
 
-    /// How far the run is.
-    fn line(&self) -> anyhow::Result<()> {
-        let elapsed = self.begun.elapsed().as_secs_f64();
-        let rate = self.settled as f64 / elapsed.max(0.001);
-        let left = self.open.saturating_sub(self.settled);
-        let time = Duration::try_from_secs_f64(left as f64 / rate.max(0.000_1)).unwrap_or(Duration::MAX);
-        let refused = self.refused_count();
-        print(&format!(
-            "{} of {} settled: {} accepted, {refused} refused; {:.0}/min, about {} left",
-            self.settled,
-            self.open,
-            self.settled - refused,
-            rate * 60.0,
-            span(time)
-        ))
+    fn show_bar(&self) {
+        if let Some(bar) = &self.bar {
+            bar.show(self.done(), &self.so_far());
+        }
     }
 
-    fn refused_count(&self) -> usize {
-        self.refused.values().map(|refusals| refusals.entries.len()).sum()
+    /// How far the run is: the same words on the bar and on a line.
+    fn so_far(&self) -> String {
+        let mut text = format!("{} accepted, {} refused", self.accepted, sum(&self.refused));
+        if !self.postponed.is_empty() {
+            text.push_str(&format!(", {} postponed", sum(&self.postponed)));
+        }
+        // The first messages leave at once, and say nothing of the rate.
+        if self.now > 1 {
+            let per_second = self.now as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+            let left = self.run.entries.len().saturating_sub(self.done());
+            let time = Duration::try_from_secs_f64(left as f64 / per_second).unwrap_or(Duration::MAX);
+            text.push_str(&format!(", {}, {} left", per_minute_text(per_second * 60.0), span(time)));
+        }
+        text
     }
 
-    /// Prints the sums, and returns how many were refused. What was refused gets into a list beside the journal.
-    pub(super) fn finished(&self, journal: &Path) -> anyhow::Result<usize> {
-        let (refused, open) = (self.refused_count(), self.open.saturating_sub(self.settled));
-        let file = if refused > 0 { Some(self.write_refused(journal)?) } else { None };
+    fn done(&self) -> usize {
+        self.accepted + sum(&self.refused) + sum(&self.postponed)
+    }
+
+    /// Prints the sums, and returns how many messages the hub did not take. What was refused, and what came to no good
+    /// end, gets into lists beside the journal. An error of such a list does not hide the sums.
+    ///
+    /// # Errors
+    /// When a list cannot be written.
+    pub(super) fn finished(
+        &mut self,
+        journal: &Path,
+        resume: &str,
+        after: Option<&Aftermath>,
+    ) -> anyhow::Result<usize> {
+        self.bar = None;
+        let (refused, postponed) = (sum(&self.refused), sum(&self.postponed));
+        let open = self.run.entries.len().saturating_sub(self.done());
+        let indices: Vec<_> =
+            self.refused.values().flat_map(|refusals| refusals.entries.iter().copied()).collect();
+        let lists = [
+            ("refused", "was refused", indices.as_slice()),
+            ("undelivered", "was not delivered", after.map_or(&[], |after| &after.undelivered)),
+            ("failed", "did not succeed", after.map_or(&[], |after| &after.failed)),
+        ];
+        let files = lists.map(|(name, what, entries)| (what, self.write_list(journal, name, entries)));
+        let [refused_file, undelivered_file, failed_file] =
+            files.each_ref().map(|(_, file)| Some(file.as_ref().ok()?.as_ref()?.display().to_string()));
         if self.json {
-            let refused_file = file.map(|file| file.display().to_string());
-            let after_ms = milliseconds(self.begun.elapsed());
-            print(&json(&ManyLine::Summary {
+            self.object(&ManyLine::Summary {
                 accepted: self.accepted,
                 refused,
+                postponed,
                 open,
                 refused_file,
-                after_ms,
-            })?)?;
-            return Ok(refused);
-        }
-        print(&format!("{:>9}  accepted by the hub (queued, not yet delivered)", self.accepted))?;
-        for refusals in self.refused.values() {
-            print(&format!(
-                "{:>9}  refused, the first: {}",
-                refusals.entries.len(),
-                plain(&refusals.example)
-            ))?;
-        }
-        if open > 0 {
-            print(&format!("{open:>9}  not settled"))?;
-        }
-        if let Some(file) = file {
-            let file = shell(&file.display().to_string());
+                counts: after.map(|after| {
+                    let counts = after.counts.iter();
+                    counts.map(|(&status, &messages)| StatusCount { status, messages }).collect()
+                }),
+                missing: after.map(|after| after.missing),
+                undelivered_file,
+                failed_file,
+                after_ms: milliseconds(self.begun.elapsed()),
+            });
+        } else {
+            self.table(open, after);
             let option = match self.run.naming {
                 Naming::ByDevice => "--devices-from",
                 Naming::ByNumber => "--messages-from",
             };
-            print(&format!("what was refused can be sent again with {option} {file}"))?;
+            let named = [refused_file, undelivered_file, failed_file];
+            for ((_, what, _), file) in lists.iter().zip(named).filter_map(|(list, file)| Some((list, file?)))
+            {
+                self.line(&format!("what {what} can be sent again with {option} {}", shell(&file)));
+            }
+            if postponed > 0 {
+                self.line(&format!("what was not taken now can be sent with the same ids: {resume}"));
+            }
         }
-        Ok(refused)
+        for (_, file) in files {
+            file?;
+        }
+        Ok(refused + postponed)
     }
 
-    fn write_refused(&self, journal: &Path) -> anyhow::Result<PathBuf> {
+    fn table(&mut self, open: usize, after: Option<&Aftermath>) {
+        let mut rows = vec![(self.accepted, "accepted by the hub (queued, not yet delivered)".to_owned())];
+        if let Some(Aftermath { counts, awaited, missing, wait, .. }) = after {
+            rows = vec![(self.accepted, "accepted by the hub, of these:".to_owned())];
+            rows.extend(counts.iter().map(|(word, count)| (*count, in_words(word).to_owned())));
+            if *missing > 0 {
+                let wait = humantime::format_duration(*wait);
+                rows.push((*missing, format!("without {awaited} {wait} after the last message")));
+            }
+        }
+        for (words, refusals) in [("refused", &self.refused), ("not taken now", &self.postponed)] {
+            rows.extend(refusals.values().map(|Refusals { entries, first }| {
+                (entries.len(), format!("{words}, the first: {}", plain(first)))
+            }));
+        }
+        if open > 0 {
+            rows.push((open, "not sent, or sent without an answer of the hub".to_owned()));
+        }
+        for (count, text) in rows {
+            // A terminal would break words.
+            let width = shown::terminal_width().map_or(usize::MAX, |columns| columns.saturating_sub(11));
+            let mut label = count.to_string();
+            for part in shown::wrapped(&text, width) {
+                self.line(&format!("{label:>9}  {part}"));
+                label.clear();
+            }
+        }
+    }
+
+    /// Writes the lines of these entries to a list beside the journal.
+    fn write_list(&self, journal: &Path, name: &str, entries: &[usize]) -> anyhow::Result<Option<PathBuf>> {
+        if entries.is_empty() {
+            return Ok(None);
+        }
         let mut path = journal.as_os_str().to_owned();
-        path.push(".refused");
+        path.push(format!(".{name}"));
         let path = PathBuf::from(path);
+        let mut entries = entries.to_vec();
+        entries.sort_unstable();
         let written = trust::create_anew(&path, 0o600).and_then(|file| {
             let mut file = BufWriter::new(file);
-            for entry in self.refused.values().flat_map(|refusals| &refusals.entries) {
-                let Some(entry) = self.run.entries.get(*entry) else { continue };
-                match (&entry.row, self.run.naming) {
-                    (Some(row), _) => writeln!(file, "{row}")?,
-                    (None, Naming::ByDevice) => writeln!(file, "{}", entry.device_id)?,
-                    (None, Naming::ByNumber) => writeln!(file, "{{\"n\":{}}}", entry.number)?,
-                }
+            for entry in entries.into_iter().filter_map(|entry| self.run.entries.get(entry)) {
+                writeln!(file, "{}", self.run.line(entry))?;
             }
             file.flush()
         });
-        written.with_context(|| format!("cannot write what was refused to {}", path.display()))?;
-        Ok(path)
+        written.with_context(|| {
+            format!(
+                "the list {} cannot be written: make room; the journal has what was refused",
+                plain(&path.display().to_string())
+            )
+        })?;
+        Ok(Some(path))
     }
 
     /// Prints the failure as JSON. For people, the program's last sentence on standard error says it.
-    pub(super) fn failed(&self, error: &anyhow::Error) -> anyhow::Result<()> {
+    pub(super) fn failed(&mut self, error: &anyhow::Error) {
         if self.json {
-            print(&json(&ManyLine::Failed { error: crate::cli::sentence(error) })?)?;
+            self.object(&ManyLine::Failed { error: crate::cli::sentence(error) });
         }
-        Ok(())
     }
 
-    fn note(&self, text: impl FnOnce() -> String, event: &ManyLine<'_>) -> anyhow::Result<()> {
-        if self.json {
-            return print(&json(event)?);
-        }
-        tell(text());
-        Ok(())
+    /// Why standard output lacks something, if it does.
+    pub(super) fn broken(&mut self) -> Option<anyhow::Error> {
+        self.broken.take()
     }
 
-    fn print(&self, text: impl FnOnce() -> String, event: &ManyLine<'_>) -> anyhow::Result<()> {
-        print(&if self.json { json(event)? } else { text() })
+    /// An entry with the id of its message, for an event of JSON; people see only sums.
+    fn named(&self, index: usize) -> Option<(String, &'a Entry)> {
+        let entry = self.run.entries.get(index).filter(|_| self.json)?;
+        // Each id was made once before, when the run was checked.
+        Some((self.run.message_id(entry).unwrap_or_default(), entry))
     }
+
+    fn note(&mut self, text: impl FnOnce() -> String, event: &ManyLine<'_>) {
+        match (self.json, &self.bar) {
+            (true, _) => self.object(event),
+            (false, Some(bar)) => bar.note(&text()),
+            (false, None) => tell(text()),
+        }
+    }
+
+    fn print(&mut self, text: impl FnOnce() -> String, event: &ManyLine<'_>) {
+        if self.json { self.object(event) } else { self.line(&text()) }
+    }
+
+    fn object(&mut self, event: &ManyLine<'_>) {
+        let written = self.out.json(event).and_then(|()| self.out.flush());
+        self.keep_error(written);
+    }
+
+    fn line(&mut self, text: &str) {
+        let written = self.out.line(text).and_then(|()| self.out.flush());
+        self.keep_error(written);
+    }
+
+    fn keep_error(&mut self, written: anyhow::Result<()>) {
+        if let Err(error) = written {
+            self.broken.get_or_insert(error);
+        }
+    }
+}
+
+/// A status of feedback for people; an outcome is a word already.
+fn in_words(word: &str) -> &str {
+    match word {
+        "Success" => "delivered",
+        "Expired" => "not delivered: expired",
+        "DeliveryCountExceeded" => "not delivered: the device gave it back too often",
+        "Rejected" => "not delivered: the device rejected it",
+        "Purged" => "not delivered: purged from the queue",
+        "Unknown" => "not delivered, for a reason that this version does not know",
+        outcome => outcome,
+    }
+}
+
+fn note_down(refusals: &mut BTreeMap<String, Refusals>, index: usize, condition: &str, error: &str) {
+    let refusals = refusals.entry(condition.to_owned()).or_default();
+    if refusals.entries.is_empty() {
+        error.clone_into(&mut refusals.first);
+    }
+    refusals.entries.push(index);
+}
+
+fn sum(refusals: &BTreeMap<String, Refusals>) -> usize {
+    refusals.values().map(|refusals| refusals.entries.len()).sum()
 }
 
 fn count(number: usize, what: &str) -> String {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow};
 use super::property;
 use crate::cli::back_end::{self, duration};
 use crate::feedback::DeliveryAck;
-use crate::fleet::MessageTemplate;
+use crate::fleet::{MessageTemplate, check_text};
 use crate::message::MAX_C2D_BYTES;
 
 /// The hub keeps no message longer. Source: wire reference 5.1.
@@ -30,7 +30,7 @@ pub(super) struct MessageArgs {
     /// The body, from a file; - is standard input.
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
-    /// The message id [default: a random UUID].
+    /// The message id [default: a random UUID; of many messages, the UUID of the run with the device or the number].
     #[arg(long, value_name = "ID")]
     message_id: Option<String>,
     /// The correlation id: the id of a related message.
@@ -67,9 +67,7 @@ impl MessageArgs {
             ("--content-encoding", &self.content_encoding),
         ];
         for (option, text) in texts.into_iter().filter_map(|(option, text)| Some((option, text.as_ref()?))) {
-            if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
-                return Err(anyhow!("{option} is \"{}\": use printable ASCII text", text.escape_debug()));
-            }
+            check_text(text).map_err(|reason| anyhow!("{option} {reason}"))?;
         }
         if let Some(expiry) = self.expiry.filter(|expiry| *expiry > LONGEST_EXPIRY) {
             let given = humantime::format_duration(expiry);
@@ -96,6 +94,11 @@ impl MessageArgs {
             properties: self.application_properties()?,
             body: self.body()?,
         })
+    }
+
+    /// Whether the body comes from standard input.
+    pub(super) fn is_from_stdin(&self) -> bool {
+        self.file.as_ref().is_some_and(|path| path.as_os_str() == "-")
     }
 
     fn application_properties(&self) -> anyhow::Result<Vec<(String, String)>> {

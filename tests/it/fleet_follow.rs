@@ -1,0 +1,119 @@
+//! A run of `c2d-send` that waits: for the feedback of its messages, and for the outcomes that the devices report.
+//!
+//! Owns: nothing. Must not know: how a run is sent.
+
+use c2d_agent::outcome::{OutcomeKind, OutcomeReport, TwinReport};
+use serde_json::Value;
+
+use crate::c2d_send::Running;
+use crate::fleet::{FAST, stderr, stdout, to_list, with_list};
+use crate::harness::{Process, run};
+use crate::json_lines::json_lines;
+
+const THREE: &str = "pump-1\npump-2\npump-3\n";
+
+/// The device reports the outcome of this message in its twin.
+fn reports(running: &Running, device: &str, message_id: &str, outcome: OutcomeKind) {
+    let mut twin = TwinReport::default();
+    twin.record(&OutcomeReport {
+        message_id: Some(message_id.to_owned()),
+        rule: Some("pump".into()),
+        outcome,
+        text: "as it was".into(),
+        exit_code: None,
+        duration_ms: Some(1),
+        attempt: 1,
+        ended: "2026-01-01T00:00:00.0000000Z".into(),
+        output: String::new(),
+        output_end: String::new(),
+        output_bytes: 0,
+    });
+    running.hub.with(|hub, now| hub.patch_reported(device, &twin.patch(), now)).expect("patched");
+}
+
+fn summary(lines: &[Value]) -> &Value {
+    lines.iter().find(|line| line["event"] == "summary").expect("a summary")
+}
+
+/// What the summary counts.
+fn counts(lines: &[Value]) -> String {
+    let counts = summary(lines)["counts"].as_array().expect("a list").iter();
+    let counts = counts.map(|of| format!("{} {}", of["status"].as_str().expect("a word"), of["messages"]));
+    counts.collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn a_run_that_waits_counts_feedback_keeps_it_and_goes_on_where_it_was() {
+    let (running, path) = with_list(3, THREE);
+    let journal = running.file("run.journal");
+    let devices = ["pump-1", "pump-2"].map(|device| running.on_message(device, |_, _, _| {}));
+    let mut command = to_list(&running, &path);
+    let sent = run(command.args(["--wait=3s", "--json", "--journal"]).arg(&journal));
+    devices.into_iter().for_each(|device| drop(device.join().expect("a message")));
+    let lines = json_lines(&stdout(&sent));
+    assert_eq!(sent.status.code(), Some(4), "{}", stderr(&sent));
+    let told: Vec<_> = lines.iter().filter(|line| line["event"] == "feedback").collect();
+    assert!(told.len() == 2 && told.iter().all(|line| line["status"] == "Success"), "{told:?}");
+    assert_eq!((counts(&lines), &summary(&lines)["missing"]), ("Success 2".to_owned(), &1.into()));
+    let spool = std::fs::read_to_string(running.file("run.journal.feedback")).expect("a spool");
+    assert_eq!(spool.lines().count(), 2, "{spool}");
+
+    // The device comes late. A message of another sender comes with it.
+    running.enqueue("pump-1", "another");
+    for device in ["pump-1", "pump-3"] {
+        running.on_message(device, |_, _, _| {}).join().expect("a message");
+    }
+    let rest = run(running.sender().arg("--resume").arg(&journal).args(FAST).arg("--wait=20s"));
+    let text = stdout(&rest);
+    assert_eq!(rest.status.code(), Some(0), "{text}{}", stderr(&rest));
+    assert!(text.contains("        3  accepted by the hub, of these:\n        3  delivered\n"), "{text}");
+    let spool = std::fs::read_to_string(running.file("run.journal.feedback")).expect("a spool");
+    assert!(spool.contains("\"another\""), "what was read is kept: {spool}");
+}
+
+#[test]
+fn what_was_not_delivered_is_in_a_list_and_the_exit_code_says_it() {
+    let (running, path) = with_list(3, THREE);
+    let devices = ["pump-1", "pump-3"].map(|device| running.on_message(device, |_, _, _| {}));
+    let process = Process::spawn(to_list(&running, &path).args(["--wait=20s", "--json"]));
+    process.stdout.wait_for_nth("\"accepted\"", 3);
+    devices.into_iter().for_each(|device| drop(device.join().expect("a message")));
+    running.hub.with(|hub, now| hub.purge("pump-2", now)).expect("purged");
+    assert_eq!(process.wait_exit().code(), Some(3), "{}", process.stderr.text());
+    let lines = json_lines(&process.stdout.text());
+    let summary = summary(&lines);
+    assert_eq!(
+        (&summary["counts"]["Success"], &summary["counts"]["Purged"]),
+        (&2.into(), &1.into()),
+        "{summary}"
+    );
+    let list = summary["undeliveredFile"].as_str().expect("a file");
+    assert_eq!(std::fs::read_to_string(list).expect("a list"), "pump-2\n");
+}
+
+#[test]
+fn a_run_that_waits_for_outcomes_ends_when_all_devices_have_reported() {
+    let (running, path) = with_list(3, THREE);
+    let devices = ["pump-1", "pump-2", "pump-3"].map(|device| running.on_message(device, |_, _, _| {}));
+    let process = Process::spawn(to_list(&running, &path).args(["--wait-outcome=20s"]));
+    for (device, number) in devices.into_iter().zip(1..) {
+        let message = device.join().expect("a message");
+        let outcome = if number == 2 { OutcomeKind::Failed } else { OutcomeKind::Succeeded };
+        let name = format!("pump-{number}");
+        reports(&running, &name, message.message_id().expect("an id"), outcome);
+    }
+    assert_eq!(process.wait_exit().code(), Some(5), "{}", process.stderr.text());
+    let text = process.stdout.text();
+    let sums = "        3  accepted by the hub, of these:\n        1  failed\n        2  succeeded\n";
+    assert!(text.contains(sums), "{text}");
+    assert!(text.contains("what did not succeed can be sent again with --devices-from "), "{text}");
+}
+
+#[test]
+fn a_run_that_was_begun_without_feedback_cannot_be_followed_later() {
+    let (running, path) = with_list(3, THREE);
+    let journal = running.file("run.journal");
+    assert!(run(to_list(&running, &path).arg("--journal").arg(&journal)).status.success());
+    let said = run(running.sender().arg("--resume").arg(&journal).arg("--wait"));
+    assert!(said.status.code() == Some(2) && stderr(&said).contains("ask for no feedback"), "{said:?}");
+}

@@ -1,0 +1,126 @@
+//! A run of `c2d-send` as a terminal of 80 columns shows it.
+//!
+//! Owns: the terminal. Must not know: what is counted.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+use crate::fleet::{ids, with_list};
+use crate::harness::DEADLINE;
+
+/// A program with both outputs at a terminal.
+struct Watched {
+    child: Child,
+    shown: Receiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Watched {
+    fn start(command: &mut Command) -> Self {
+        let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        grantpt(&screen).and_then(|()| unlockpt(&screen)).expect("a terminal");
+        tcsetwinsize(&screen, Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 })
+            .expect("a size");
+        let name = ptsname(&screen, Vec::new()).expect("its name");
+        let line =
+            OpenOptions::new().read(true).write(true).open(name.to_str().expect("ASCII")).expect("opened");
+        let end = || Stdio::from(line.try_clone().expect("a terminal"));
+        command.stdin(Stdio::null()).stdout(end()).stderr(end()).env("TERM", "xterm");
+        let child = command.spawn().expect("it starts");
+        let mut screen = File::from(screen);
+        let (tell, shown) = sync_channel(4_096); // more than the program shows
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(read) = screen.read(&mut bytes) {
+                if tell.send(bytes[..read].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { child, shown, seen: String::new() }
+    }
+
+    fn wait_for(&mut self, part: &str) {
+        let end = Instant::now() + DEADLINE;
+        while !self.seen.contains(part) {
+            match self.shown.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(bytes) => self.seen += &String::from_utf8_lossy(&bytes),
+                Err(_) => panic!("waited too long for \"{part}\"; shown is:\n{}", self.seen),
+            }
+        }
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let code = self.child.wait().expect("it ends").code();
+        while let Ok(bytes) = self.shown.try_recv() {
+            self.seen += &String::from_utf8_lossy(&bytes);
+        }
+        code
+    }
+
+    /// Each state of the bar.
+    fn bars(&self) -> Vec<&str> {
+        self.seen.split(['\r', '\n', '\x1b']).filter(|part| part.contains(" accepted, ")).collect()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn a_terminal_shows_a_bar_and_then_the_sums() {
+    let mut list = ids(12);
+    list.insert(3, "nobody".to_owned());
+    let (running, path) = with_list(12, &list.join("\n"));
+    let mut command = running.sender();
+    command.arg("--devices-from").arg(&path).args(["--rate", "20/s"]);
+    let mut watched = Watched::start(&mut command);
+    watched.wait_for("        1  refused, the first: the hub knows no device");
+    assert_eq!(watched.exit_code(), Some(3), "{}", watched.seen);
+    let bars = watched.bars();
+    let late =
+        bars.iter().find(|bar| bar.contains("1 refused, ")).unwrap_or_else(|| panic!("{}", watched.seen));
+    assert!(
+        late.contains('[') && late.contains(" %  ") && late.contains("/min, ") && late.contains(" left"),
+        "{late:?}"
+    );
+    for bar in bars {
+        // What is left of the sequence that clears the line is not shown.
+        assert!(bar.trim_start_matches("[2K").chars().count() <= 80, "{bar:?}");
+    }
+    assert!(!watched.seen.contains("\x1b[3"), "no colours: {:?}", watched.seen);
+    assert!(
+        watched.seen.contains("       12  accepted by the hub (queued, not yet delivered)"),
+        "{}",
+        watched.seen
+    );
+}
+
+#[test]
+fn a_signal_in_the_middle_says_how_to_go_on() {
+    let (running, path) = with_list(3, "pump-1\npump-2\npump-3");
+    let mut command = running.sender();
+    command.arg("--devices-from").arg(&path).args(["--rate", "1/min"]);
+    let mut watched = Watched::start(&mut command);
+    watched.wait_for("1 accepted, 0 refused");
+    let child = Pid::from_raw(watched.child.id() as i32).expect("a pid");
+    kill_process(child, Signal::INT).expect("it runs");
+    watched.wait_for("c2d-agent: interrupted by a signal; to go on: c2d-agent c2d-send --resume ");
+    assert_eq!(watched.exit_code(), Some(1), "{}", watched.seen);
+    assert!(
+        watched.seen.contains("        2  not sent, or sent without an answer of the hub"),
+        "{}",
+        watched.seen
+    );
+}
