@@ -18,12 +18,14 @@ use super::{Exit, Failure, tell, transport};
 use crate::credentials::check_device_id;
 
 mod output;
+pub(in crate::cli) mod reader;
 pub(in crate::cli) mod spool;
 pub(in crate::cli) mod watch;
 
 use output::FeedbackOutput;
+use reader::BatchReader as _;
 use spool::Spool;
-use watch::{BatchReader as _, Watch, WatchEnd};
+use watch::{Watch, WatchEnd};
 
 /// Watch the hub's delivery feedback: print every record, and with --spool keep it.
 ///

@@ -50,8 +50,8 @@ use output::SendOutput;
   c2d-agent c2d-send --device pi-01 --file notes --content-type text/plain
   c2d-agent c2d-send --device pi-01 --property action=backup --wait-outcome=10m
   c2d-agent c2d-send --devices-from pumps.txt --property action=pump --dry-run
-  c2d-agent c2d-send --devices-from pumps.txt --property action=pump --journal pumps.journal
-  c2d-agent c2d-send --resume pumps.journal
+  c2d-agent c2d-send --devices-from pumps.txt --data on --journal run.journal
+  c2d-agent c2d-send --resume run.journal
   c2d-agent c2d-send --query \"tags.site = '12'\" --property action=pump
 
 Exit codes: 0 accepted by the hub (with --wait: delivered; with --wait-outcome: the action succeeded), 1 an error, 2 \

@@ -15,7 +15,7 @@ use fe2o3_amqp::types::definitions;
 
 use super::ServiceError;
 use super::identity::{ServiceIdentity, Who};
-use super::refusal::{OPEN_QUESTION, Refusal, RefusedRequest};
+use super::refusal::{Refusal, RefusedRequest};
 use crate::amqp_frames::Failed;
 
 pub(super) fn of_open(error: OpenError, identity: &ServiceIdentity, now: SystemTime) -> ServiceError {
@@ -38,9 +38,6 @@ pub(super) fn of_open(error: OpenError, identity: &ServiceIdentity, now: SystemT
 /// The failure with its real reason, if it began with input of the hub that the guard refused.
 pub(super) fn explained(error: ServiceError, failed: &Failed) -> ServiceError {
     match (error, failed.get()) {
-        (ServiceError::Lost(lost), Some(reason)) if lost.ends_with(OPEN_QUESTION) => {
-            ServiceError::Lost(format!("{reason}; {OPEN_QUESTION}"))
-        }
         (ServiceError::Lost(_) | ServiceError::Unreachable(_), Some(reason)) => {
             ServiceError::Lost(reason.to_string())
         }
@@ -87,10 +84,7 @@ pub(super) fn of_receiver_attach(error: ReceiverAttachError, who: &Who) -> Servi
 
 /// For a message that is being sent: it may or may not be in the queue.
 pub(super) fn of_send(error: SendError) -> ServiceError {
-    match of_sending(error, RefusedRequest::Sending) {
-        ServiceError::Lost(reason) => ServiceError::Lost(format!("{reason}; {OPEN_QUESTION}")),
-        failed => failed,
-    }
+    of_sending(error, RefusedRequest::Sending)
 }
 
 /// For a token that is being put.

@@ -82,10 +82,7 @@ impl Refusal {
         };
         let code = number("com.microsoft:error-code");
         let retry_after = number("Retry-After");
-        let mut meaning = meaning(&condition, &description, code, asked);
-        if let RefusedRequest::Sending = asked {
-            meaning = format!("{meaning}; {OPEN_QUESTION}");
-        }
+        let meaning = meaning(&condition, &description, code, asked);
         Self { condition, description, tracking_id, retry_after, code, meaning }
     }
 }

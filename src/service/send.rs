@@ -17,7 +17,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
 use super::identity::Who;
-use super::refusal::{Refusal, RefusedRequest};
+use super::refusal::{OPEN_QUESTION, Refusal, RefusedRequest};
 use super::{ServiceError, answered, failure};
 use crate::amqp_frames::Failed;
 use crate::feedback::{ACK_PROPERTY, DeliveryAck};
@@ -144,15 +144,18 @@ impl C2dSender {
     /// # Cancel safety
     /// If the future is dropped, the message may or may not have been sent.
     pub async fn send(&mut self, message: &OutgoingMessage) -> Result<(), ServiceError> {
-        let answer = self.begin(message).await?;
         let answer = async {
-            tokio::select! {
-                biased;
-                answer = answer => answer,
-                error = self.lost() => Err(error),
-            }
+            let answer = self.begin(message).await?;
+            let answer = async {
+                tokio::select! {
+                    biased;
+                    answer = answer => answer,
+                    error = self.lost() => Err(error),
+                }
+            };
+            answered(OUTCOME, answer).await
         };
-        match answered(OUTCOME, answer).await? {
+        match answer.await.map_err(in_doubt)? {
             HubAnswer::Accepted => Ok(()),
             HubAnswer::Refused(refusal) => Err(ServiceError::Refused(refusal)),
             HubAnswer::Returned(how) => Err(ServiceError::Answer(how.to_owned())),
@@ -217,6 +220,18 @@ impl C2dSender {
     pub async fn lost(&mut self) -> ServiceError {
         let reason = self.link.on_detach().await;
         failure::explained(failure::of_send(SendError::Detached(reason)), &self.failed)
+    }
+}
+
+/// For a person who sends one message, which may or may not be queued.
+fn in_doubt(error: ServiceError) -> ServiceError {
+    match error {
+        ServiceError::Lost(reason) => ServiceError::Lost(format!("{reason}; {OPEN_QUESTION}")),
+        ServiceError::Refused(refusal) => {
+            let meaning = format!("{}; {OPEN_QUESTION}", refusal.meaning);
+            ServiceError::Refused(Refusal { meaning, ..refusal })
+        }
+        error => error,
     }
 }
 

@@ -69,6 +69,27 @@ fn a_full_queue_postpones_a_message_and_a_run_that_goes_on_sends_it_with_the_sam
 }
 
 #[test]
+fn all_that_a_query_finds_get_one_message_from_a_hub_that_throttles_in_the_middle() {
+    const DEVICES: usize = 1_200;
+    let (running, _) = with_list(DEVICES, "");
+    let mut command = running.sender();
+    command.args(["--query", "STARTSWITH(deviceId, 'pump-')", "--data", "{deviceId}", "--json"]).args(FAST);
+    command.arg("--journal").arg(running.file("run.journal"));
+    let order = FaultOrder { device_id: Some("pump-600".into()), fault: Fault::Throttle };
+    running.hub.with(|hub, _| hub.order_faults(&[order])).expect("set");
+    let process = Process::spawn(&mut command);
+    process.stdout.wait_for("\"throttled\"");
+    running.hub.with(|hub, _| hub.clear_faults("pump-600", None));
+    assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
+    for device in ids(DEVICES) {
+        let bodies: Vec<_> = running
+            .hub
+            .with(|hub, _| hub.queued(&device).map(|queued| queued.message.body.clone()).collect());
+        assert_eq!(bodies, [device.as_bytes()], "{device}");
+    }
+}
+
+#[test]
 fn standard_output_that_fails_is_told_and_hides_nothing() {
     let (running, path) = with_list(3, "pump-1\npump-2\npump-3\n");
     let mut command = to_list(&running, &path);

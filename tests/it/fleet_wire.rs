@@ -71,6 +71,27 @@ fn a_message_that_the_hub_gives_back_is_sent_again_on_the_same_link() {
 }
 
 #[test]
+fn one_message_that_the_hub_gives_back_is_an_error_that_says_so() {
+    for (state, words) in [
+        (RELEASED, "c2d-agent: the hub returned the message without queueing it: send it again"),
+        (REJECTED, "c2d-agent: the hub rejected the message and gave no reason"),
+    ] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let peer = ServicePeer::playing(dir.path(), move |_, session| {
+            let link = session.asked_for_link();
+            session.attach(&link);
+            let message = session.message();
+            answer(session, &message, Value::composite(state, Vec::new()));
+            session.wait_for_close();
+        });
+        let mut command = binary();
+        command.args(["c2d-send", "--device", "dev1", "--ca-file"]).arg(&peer.ca_file);
+        let said = run(command.env("C2D_SERVICE_CONNECTION_STRING", peer.service_string()));
+        assert_eq!((said.status.code(), stderr(&said).trim_end()), (Some(1), words));
+    }
+}
+
+#[test]
 fn a_message_that_the_link_does_not_take_is_refused_and_the_others_are_sent() {
     let dir = tempfile::tempdir().expect("a directory");
     let peer = ServicePeer::playing(dir.path(), |number, session| {

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write as _};
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::watch::BatchReader;
+use super::reader::BatchReader;
 use crate::cli::shown::{json, plain};
 use crate::cli::tell;
 use crate::feedback::{FeedbackRecord, FeedbackStatus};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant, SystemTime};
 
+use super::reader::BatchReader;
 use super::spool::Spool;
 use crate::cli::{sentence, tell};
 use crate::service::{
@@ -39,24 +40,6 @@ pub(in crate::cli) enum WatchEnd {
 enum ReadEnd {
     Ended(WatchEnd),
     Renew,
-}
-
-/// Who gets the records of a batch before it is completed at the hub.
-pub(in crate::cli) trait BatchReader {
-    /// Shows those records that the user wants.
-    ///
-    /// # Errors
-    /// When they cannot be shown. The batch is not completed then.
-    fn print(&mut self, batch: &FeedbackBatch) -> anyhow::Result<()>;
-
-    /// Counts the records of a batch that were not shown: the hub forgets them.
-    fn consumed(&mut self, batch: &FeedbackBatch);
-
-    /// How many records were shown.
-    fn printed(&self) -> u64;
-
-    /// Whether somebody still reads what is shown.
-    fn is_open(&self) -> bool;
 }
 
 /// The watcher.

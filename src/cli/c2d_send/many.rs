@@ -231,7 +231,7 @@ fn read(
     } else {
         let file =
             File::open(path).map_err(|error| Failure::usage(back_end::unreadable("list", path, &error)))?;
-        parse(&mut BufReader::new(file), &path.display().to_string())
+        parse(&mut BufReader::new(file), &plain(&path.display().to_string()))
     };
     list.map_err(Failure::usage)
 }
@@ -316,6 +316,9 @@ async fn send(
     {
         note(index, settlement);
     }
+    if let Some(follow) = &follow {
+        follow.look_first(&args.hub, identity).await?;
+    }
     output.borrow_mut().begin();
     let pace = Pace::new(args.many.per_minute(), Instant::now());
     let limits = SendingLimits { window: WINDOW, patience: args.many.give_up_after.unwrap_or(PATIENCE) };
@@ -344,10 +347,13 @@ async fn send(
         sent
     };
     let followed = async {
-        match &follow {
-            Some(follow) => follow.run(&args.hub, identity, &over, &stop).await,
-            None => Ok(()),
+        let Some(follow) = &follow else { return Ok(()) };
+        let followed = follow.run(&args.hub, identity, &over, &stop).await;
+        if let Err(error) = &followed {
+            // The run may take hours until it ends with this error.
+            output.borrow().waiting(&format!("the messages are not followed any more: {}", sentence(error)));
         }
+        followed
     };
     let signalled = Cell::new(false);
     let heard = async {

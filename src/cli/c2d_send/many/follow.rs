@@ -15,8 +15,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::super::many_output::{Aftermath, ManyOutput};
+use crate::cli::c2d_feedback::reader::BatchReader;
 use crate::cli::c2d_feedback::spool::Spool;
-use crate::cli::c2d_feedback::watch::{BatchReader, Watch, WatchEnd};
+use crate::cli::c2d_feedback::watch::{Watch, WatchEnd};
 use crate::cli::{back_end::HubArgs, tell};
 use crate::feedback::FeedbackStatus;
 use crate::fleet::{Run, Settlement};
@@ -136,6 +137,34 @@ impl<'a> Follow<'a> {
         Ok(())
     }
 
+    /// Makes sure that twins can be read, where outcomes are awaited.
+    ///
+    /// # Errors
+    /// When they cannot. Nothing was sent yet.
+    pub(super) async fn look_first(&self, hub: &HubArgs, identity: &ServiceIdentity) -> anyhow::Result<()> {
+        let Some(entry) = self.run.entries.first().filter(|_| matches!(self.awaited, Awaited::Outcome(_)))
+        else {
+            return Ok(());
+        };
+        match self.twins(hub, identity)?.twin(&entry.device_id).await {
+            // The hub refuses its message, too.
+            Ok(_) | Err(ServiceError::UnknownDevice(_) | ServiceError::Throttled(_)) => Ok(()),
+            Err(error) => Err(error).context("nothing was sent, because the outcomes could not be seen"),
+        }
+    }
+
+    fn twins(&self, hub: &HubArgs, identity: &ServiceIdentity) -> anyhow::Result<HttpsService> {
+        let lifetime = TOKEN_LIFETIME + self.awaited.wait();
+        let ca_file = hub.ca_file();
+        Ok(HttpsService::new(
+            identity,
+            hub.https()?,
+            ca_file.as_deref(),
+            lifetime,
+            std::time::SystemTime::now,
+        )?)
+    }
+
     /// The hub has a message.
     pub(super) fn settled(&self, index: usize, settlement: &Settlement) {
         if let Some(known) = self.known.borrow_mut().get_mut(index) {
@@ -189,7 +218,7 @@ impl<'a> Follow<'a> {
                 let looked = async {
                     match self.awaited {
                         Awaited::Feedback(_) => std::future::pending().await,
-                        Awaited::Outcome(wait) => self.look_at_twins(hub, identity, wait).await,
+                        Awaited::Outcome(_) => self.look_at_twins(hub, identity).await,
                     }
                 };
                 let enough = async {
@@ -229,16 +258,8 @@ impl<'a> Follow<'a> {
     }
 
     /// Looks at the twins of those devices whose outcome is not known, again and again. Ends when all are known.
-    async fn look_at_twins(
-        &self,
-        hub: &HubArgs,
-        identity: &ServiceIdentity,
-        wait: Duration,
-    ) -> anyhow::Result<()> {
-        let clock = std::time::SystemTime::now;
-        let ca_file = hub.ca_file();
-        let mut service =
-            HttpsService::new(identity, hub.https()?, ca_file.as_deref(), TOKEN_LIFETIME + wait, clock)?;
+    async fn look_at_twins(&self, hub: &HubArgs, identity: &ServiceIdentity) -> anyhow::Result<()> {
+        let mut service = self.twins(hub, identity)?;
         let mut pause = PAUSE;
         loop {
             let open = |known: &Known| !known.is_enough(self.awaited);
