@@ -91,10 +91,7 @@ fn look(args: &AuthArgs) -> Result<Exit, Failure> {
     if as_json {
         print_line(&AuthLine::SignsIn { hub, auth, because, principal })?;
     } else {
-        print(&format!(
-            "hub: {hub}\nauth: {auth}, because of {because}\nsigns in: {}",
-            without_controls(&principal)
-        ))?;
+        print(&format!("hub: {hub}\nauth: {auth} ({because})\nsigns in: {}", without_controls(&principal)))?;
     }
     let login = match chosen.proof {
         Proof::Policy(_) => return Ok(Exit::Done),

@@ -69,6 +69,10 @@ const DEFAULT_DEVICE: &str = "dev1";
 /// --device, DIR/env names the service and the first --dps-device with a key
 /// (C2D_PROVISIONING_…).
 ///
+/// With --entra-app it stands in for Microsoft Entra, too: applications get tokens
+/// on the HTTPS port, as machines do on --imds-port, and back ends sign in with
+/// them. The ready line then also has imds=ADDRESS.
+///
 /// The subcommands ask an emulator that runs: its clock, what devices sent, faults,
 /// inputs of modules. The HTTPS port serves a page for a browser, too: devices,
 /// queues, feedback, twins, and a form that sends a message. Its address, with a
@@ -141,6 +145,7 @@ const DEFAULT_DEVICE: &str = "dev1";
   c2d-agent emulator --device pi-01 --hub 127.0.0.2
   c2d-agent emulator --state-dir ./hub --mqtt-port 0 --amqp-port 0
   c2d-agent emulator --dps-device pi-01 --dps-group fleet --hub 127.0.0.2
+  c2d-agent emulator --entra-app contoso/sender=s3cret --imds-port 0
 
 Exit codes: 0 ended by a signal; 1 a port is in use, or the state directory cannot be used or written; 2 the arguments are wrong."
 )]
@@ -214,10 +219,10 @@ pub(super) struct EmulatorArgs {
     /// With --tier: the units of the hub.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "tier")]
     units: u32,
-    /// An application of Microsoft Entra that may sign in to the hubs; may be given several times. It proves itself with the
-    /// secret (also as a federated token), or with the key of the certificate in a PEM file. ROLE is data-contributor,
-    /// data-reader, registry-contributor, twin-contributor, several joined by +, or none [default: data-contributor].
-    #[arg(long = "entra-app", value_name = "TENANT/CLIENT=SECRET|CERT.pem[:ROLE]")]
+    /// An application of Microsoft Entra that may sign in to the hubs; may be given several times. PROOF is a secret, or a
+    /// file that ends with .pem and has the application's certificate. ROLE is data-contributor, data-reader,
+    /// registry-contributor, twin-contributor, several joined by +, or none [default: data-contributor].
+    #[arg(long = "entra-app", value_name = "TENANT/CLIENT=PROOF[:ROLE]")]
     entra_apps: Vec<AppOption>,
     /// How long a token of --entra-app is valid, from 1s to 1day.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = token_lifetime)]

@@ -3,8 +3,8 @@
 //! Owns: the choice, read from an argument and the environment; what is missing for it; tokens, which cannot be
 //! printed. Must not know: files, the environment itself, requests, clocks.
 //!
-//! The variables are those of Microsoft's SDKs. Source: `azure_identity` of Azure/azure-sdk-for-rust, and for
-//! `AZURE_POD_IDENTITY_AUTHORITY_HOST` azure-identity of Python.
+//! The variables are those of Microsoft's SDKs: wire reference 4.7, and azure-identity of Python for
+//! `AZURE_POD_IDENTITY_AUTHORITY_HOST`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ mod endpoint;
 
 pub use endpoint::{EndpointError, TokenEndpoint};
 
-/// What tokens for a hub are for. Source: `IotHubAadTokenScopes` of Microsoft's C# SDK; the scope adds `/.default`.
+/// What tokens for a hub are for; the scope adds `/.default`. Source: wire reference 4.7.
 pub const ENTRA_RESOURCE: &str = "https://iothubs.azure.net";
 
 const TENANT: &str = "AZURE_TENANT_ID";
@@ -38,8 +38,7 @@ const PUBLIC_AUTHORITY: &str = "https://login.microsoftonline.com";
 const IMDS_HOST: &str = "http://169.254.169.254";
 const IMDS_PATH: &str = "/metadata/identity/oauth2/token";
 const ARC_ENDPOINT: &str = "http://localhost:40342/metadata/identity/oauth2/token";
-/// Where the agent of Azure Arc writes the keys of its challenges. Source: `arc_server_managed_identity_credential.rs`
-/// of azure_identity.
+/// Where the agent of Azure Arc writes the keys of its challenges. Source: wire reference 4.7.
 const ARC_KEYS: &str = "/var/opt/azcmagent/tokens";
 
 /// How a back end signs in.

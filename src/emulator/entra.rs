@@ -3,8 +3,7 @@
 //! Owns: what an application must prove, what a token says, its signature. Must not know: HTTP, what a role allows at the
 //! hub, the clock (`now` is an argument).
 //!
-//! Sources: RFC 6749 4.4 and RFC 7523 (the requests), Microsoft's page "Access token claims reference" (version 1.0), the
-//! page of error codes (AADSTS). A hub of Azure looks up the roles of the principal of a token; so does this one.
+//! Sources: wire reference 4.7, Microsoft's pages "Access token claims reference" (version 1.0) and of error codes (AADSTS). A hub of Azure looks up the roles of the principal of a token; so does this one.
 //! Tokens are signed with ES256 and the key of the emulator's authority, so that they outlive a restart.
 
 use std::collections::BTreeMap;

@@ -2,8 +2,7 @@
 //!
 //! Owns: the socket, requests and answers. Must not know: who gets which token.
 //!
-//! Source: Microsoft's page "How to use managed identities for Azure resources on an Azure VM to acquire an access token":
-//! plain HTTP, and a header that a page in a browser cannot send by itself.
+//! Source: wire reference 4.7. It is plain HTTP; the header `Metadata` is one that a page in a browser cannot send by itself.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -297,16 +297,6 @@ impl Registry {
         self.clock_offset
     }
 
-    /// Lets principals of Entra sign in with tokens of this issuer.
-    pub fn set_issuer(&mut self, issuer: Arc<EntraIssuer>) {
-        self.issuer = Some(issuer);
-    }
-
-    /// The issuer of tokens of Entra, if there is one.
-    pub fn issuer(&self) -> Option<&Arc<EntraIssuer>> {
-        self.issuer.as_ref()
-    }
-
     /// The host names; user names and tokens must contain one of them.
     pub fn names(&self) -> &HubNames {
         &self.names

@@ -127,12 +127,6 @@ fn common_name(certificate: &[u8]) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The public key of a certificate, as its algorithm encodes it.
-pub(super) fn public_key(certificate: &[u8]) -> Option<Vec<u8>> {
-    let (_, read) = X509Certificate::from_der(certificate).ok()?;
-    Some(read.public_key().subject_public_key.data.to_vec())
-}
-
 /// What a certificate says, in the words of the provisioning service's API; `None` if it cannot be read. Source:
 /// `X509CertificateInfo` of Microsoft's Node SDK (`provisioning/service`).
 pub(super) fn described(certificate: &[u8]) -> Option<Value> {

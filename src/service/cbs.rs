@@ -3,8 +3,7 @@
 //! Owns: the two links, which reply belongs to which request, and when a token is put again. Must not know: where tokens
 //! come from.
 //!
-//! Sources: wire reference 2.3; the type and the body are those of Microsoft's C# SDK
-//! (`IotHubTokenCredentialProperties.cs`, `IotHubConnection.cs`).
+//! Source: wire reference 2.3 and 4.7.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,7 @@ use crate::credentials::BearerToken;
 
 const ADDRESS: &str = "$cbs";
 const TOKEN_TYPE: &str = "Bearer";
-/// The longest pause after a renewal that failed. Source: the C# SDK.
+/// The longest pause after a renewal that failed. Source: wire reference 4.7.
 const PAUSE: Duration = Duration::from_secs(30);
 /// The shortest time between two tokens, whatever an issuer says about their ends.
 const SHORTEST: Duration = Duration::from_secs(1);

@@ -307,7 +307,7 @@ fn auth_says_who_would_sign_in_and_what_is_missing() {
         lines[..3],
         [
             &format!("hub: {hub}"),
-            "auth: secret, because of the environment has AZURE_CLIENT_SECRET",
+            "auth: secret (the environment has AZURE_CLIENT_SECRET)",
             "signs in: application sender of tenant contoso at https://localhost:HTTPS, with its client secret"
         ]
     );

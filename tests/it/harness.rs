@@ -18,21 +18,14 @@ pub(crate) use crate::machine::{is_root_or_skips, lasting_port, own_address};
 /// How long any step may take before a test fails. The time is long, because many tests may share two cores.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A command for the binary under test, without the caller's `C2D_…` variables and proxies.
+/// A command for the binary under test, without the caller's variables that it reads.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_c2d-agent"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("C2D_")) {
+    let is_foreign = |name: &str| ["C2D_", "AZURE_", "IDENTITY_"].iter().any(|start| name.starts_with(start));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_foreign(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     for name in ["https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"] {
-        command.env_remove(name);
-    }
-    for name in [
-        "AZURE_CLIENT_SECRET",
-        "AZURE_CLIENT_CERTIFICATE_PATH",
-        "AZURE_FEDERATED_TOKEN_FILE",
-        "IDENTITY_ENDPOINT",
-    ] {
         command.env_remove(name);
     }
     command.env("NO_COLOR", "1");

@@ -185,7 +185,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ("prometheus_client", &["src/metrics.rs", "src/metrics/"], "go through `metrics`"),
     (
         "x509_parser",
-        &["src/doctor/", "src/doctor.rs", "src/emulator/tls.rs"],
+        &["src/doctor/", "src/doctor.rs", "src/emulator/tls.rs", "src/emulator/entra/assertion.rs"],
         "only the doctor, and the emulator's sign-in, look into certificates",
     ),
     (

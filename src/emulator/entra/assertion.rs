@@ -2,8 +2,7 @@
 //!
 //! Owns: which assertions are accepted, and why others are not. Must not know: what follows.
 //!
-//! Source: Microsoft's page "Microsoft identity platform application authentication certificate credentials": PS256 with
-//! `x5t#S256`, and RS256 with `x5t` of older libraries.
+//! Source: wire reference 4.7.
 
 use std::time::SystemTime;
 
@@ -13,8 +12,8 @@ use ring::digest;
 use ring::signature::{self, RsaParameters, UnparsedPublicKey};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-
-use crate::emulator::tls;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer as _;
 
 #[derive(Deserialize)]
 struct AssertionHead {
@@ -60,7 +59,9 @@ pub(super) fn check(
     {
         return Err("its thumbprint is not that of the registered certificate");
     }
-    let key = tls::public_key(certificate).ok_or("the registered certificate cannot be read")?;
+    let read =
+        X509Certificate::from_der(certificate).map_err(|_| "the registered certificate cannot be read")?;
+    let key = &read.1.public_key().subject_public_key.data;
     let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| "its signature is not base64url")?;
     let verified = UnparsedPublicKey::new(algorithm, key).verify(signed.as_bytes(), &signature);
     verified.map_err(|_| "its signature was made with another key")?;

@@ -142,7 +142,7 @@ pub(super) fn unauthorized() -> HttpReply {
     error(StatusCode::UNAUTHORIZED, "IotHubUnauthorizedAccess", "Unauthorized")
 }
 
-/// 401 for a principal of Entra that lacks a role. Source: the answer in Azure/azure-sdk-for-net#21453.
+/// 401 for a principal of Entra that lacks a role. Source: wire reference 4.7.
 pub(super) fn no_role(principal: &str, method: &Method, path: &str) -> HttpReply {
     let path = excerpt(path);
     let sentence = format!(

@@ -1,14 +1,14 @@
-//! Who of the back ends may do what: policies with tokens of their keys, and principals of Microsoft Entra.
+//! Who of the back ends may do what, with tokens of the hub's policies.
 //!
-//! Owns: which right or role a request needs. Must not know: devices, protocols.
+//! Owns: which right a request needs. Must not know: devices, protocols.
 
 use std::time::SystemTime;
 
-use super::{AuthError, BackEndRight, Grant, Registry, RegistryRight, principals};
+use super::{AuthError, BackEndRight, Grant, Registry, RegistryRight};
 use crate::credentials::SasToken;
-use crate::emulator::entra::{self, BearerError};
+use crate::emulator::entra;
 use crate::emulator::event_hub::EventHub;
-use crate::message::{excerpt, format_time};
+use crate::message::excerpt;
 
 impl Registry {
     /// Checks whether a back end has the right `right`.
@@ -39,23 +39,6 @@ impl Registry {
             return Err(AuthError::Forbidden(policy.name.clone(), name));
         }
         self.grant(&token, policy.keys.signed(&token))
-    }
-
-    fn authenticate_principal(
-        &self,
-        bearer: &str,
-        right: BackEndRight,
-        now: SystemTime,
-    ) -> Result<Grant, AuthError> {
-        let principal = self.issuer.as_ref().ok_or(BearerError::NoIssuer)?.check(bearer)?;
-        let expires = self.clock_offset.of(principal.expires);
-        if expires <= now {
-            return Err(AuthError::Expired(format_time(principal.expires)));
-        }
-        match principals::may(&principal.roles, right) {
-            true => Ok(Grant { expires: Some(expires), policy: None }),
-            false => Err(AuthError::NoRole(principal.oid)),
-        }
     }
 
     /// Checks whether a back end may read D2C messages with a token for the Event Hub-compatible endpoint. Its

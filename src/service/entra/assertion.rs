@@ -2,7 +2,7 @@
 //!
 //! Owns: its form and its signature. Must not know: where it is sent.
 //!
-//! Source: `client_certificate_credential.rs` of azure_identity: RS256 and `x5t`, at most ten minutes. RSA only, as there.
+//! Source: wire reference 4.7. RS256 with `x5t`, and RSA only, as in azure_identity of Microsoft's Rust SDK.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};

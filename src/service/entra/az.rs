@@ -2,7 +2,7 @@
 //!
 //! Owns: running `az`, and its answer. Must not know: how `az` signs in.
 //!
-//! Source: `azure_cli_credential.rs` of azure_identity. `expiresOn` is not read: it is local time without a zone.
+//! Source: wire reference 4.7. `expiresOn` is not read: it is local time without a zone.
 
 use std::io;
 use std::process::Stdio;

@@ -2,8 +2,7 @@
 //!
 //! Owns: each source's protocol, tries and their limits. Must not know: when a token is due, sockets.
 //!
-//! Sources: `azure_identity` of Azure/azure-sdk-for-rust, a file for each credential. The challenge of Azure Arc is from
-//! Microsoft's page "Authenticate against Azure resources with Azure Arc-enabled servers".
+//! Source: wire reference 4.7.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -114,7 +113,6 @@ async fn of_machine(
             )),
             lasting => lasting,
         })?;
-        // Source: `imds_managed_identity_credential.rs`.
         let is_unready = answer.status.is_server_error()
             || [StatusCode::NOT_FOUND, StatusCode::GONE, StatusCode::TOO_MANY_REQUESTS]
                 .contains(&answer.status);
