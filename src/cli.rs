@@ -46,6 +46,8 @@ mod logging;
 mod manual;
 #[cfg(feature = "full")]
 mod many_devices;
+#[cfg(feature = "full")]
+mod monitor;
 mod panic;
 mod provision;
 #[cfg(feature = "full")]
@@ -67,7 +69,7 @@ mod twin;
 const DEFAULT_CONFIG: &str = "/etc/c2d-agent/config.toml";
 
 /// The commands that a smaller build lacks.
-const OPTIONAL: [(&str, Feature); 14] = [
+const OPTIONAL: [(&str, Feature); 15] = [
     ("doctor", features::FULL),
     ("schema", features::SCHEMA),
     ("c2d-send", features::FULL),
@@ -79,6 +81,7 @@ const OPTIONAL: [(&str, Feature); 14] = [
     ("query", features::FULL),
     ("jobs", features::FULL),
     ("auth", features::FULL),
+    ("monitor", features::FULL),
     ("emulator", features::EMULATOR),
     ("demo", features::EMULATOR),
     ("manual", features::MANUAL),
@@ -147,6 +150,8 @@ enum Command {
     Jobs(jobs::JobsArgs),
     #[cfg(feature = "full")]
     Auth(auth::AuthArgs),
+    #[cfg(feature = "full")]
+    Monitor(monitor::MonitorArgs),
     #[cfg(feature = "emulator")]
     Emulator(Box<emulator::EmulatorArgs>),
     #[cfg(feature = "emulator")]
@@ -280,6 +285,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Jobs(args) => jobs::run(&args),
         #[cfg(feature = "full")]
         Command::Auth(args) => auth::run(&args),
+        #[cfg(feature = "full")]
+        Command::Monitor(args) => monitor::run(&args),
         #[cfg(feature = "emulator")]
         Command::Emulator(args) => emulator::run(*args),
         #[cfg(feature = "emulator")]

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 mod connection_string;
 mod entra;
+mod event_hub_string;
 mod hub_name;
 mod module;
 mod proxy;
@@ -22,6 +23,7 @@ pub use entra::{
     AppProof, AuthMethod, BearerToken, ENTRA_RESOURCE, EndpointError, EntraApp, EntraError, EntraLogin,
     HiddenText, TokenClaims, TokenEndpoint, Variables,
 };
+pub use event_hub_string::EventHubConnectionString;
 pub use hub_name::{HubEndpoint, HubName, check_device_host};
 pub use module::{ModuleEnvironment, ModuleError, WorkloadAccess, module_from_environment, module_variable};
 pub use proxy::{Proxy, ProxyError, ProxyLogin, ProxySettings};

@@ -27,6 +27,7 @@ use crate::tls::TlsError;
 mod cbs;
 mod dial;
 mod entra;
+mod event_hub;
 mod failure;
 mod feedback;
 mod https;
@@ -38,6 +39,7 @@ mod target;
 
 use cbs::ServiceCbs;
 pub use entra::{EntraRoute, EntraTokens};
+pub use event_hub::{EventHubAccess, EventReader, EventStart, EventsFrom, HubEvent};
 pub use feedback::{FeedbackBatch, FeedbackReceiver};
 pub use https::{
     DeviceEvent, DeviceKeys, HttpsService, HubJob, JobDevices, JobOrder, JobWork, MAX_METHOD_PAYLOAD,
@@ -295,6 +297,9 @@ pub enum ServiceError {
     /// The twin has another etag than the patch.
     #[error("the twin of {0} has changed since, so it was not patched: read it again for its new etag")]
     Changed(String),
+    /// What keeps this program from the messages of devices; the sentence has the remedy.
+    #[error("{0}")]
+    Events(String),
     /// The hub does not understand a query.
     #[error("the hub refuses the query: {0}")]
     Query(String),

@@ -16,11 +16,13 @@ use fe2o3_amqp::types::primitives::{SimpleValue, Value};
 use fe2o3_amqp::{Receiver, Sender};
 
 use super::identity::Who;
-use super::refusal::excerpt;
+use super::refusal::{RefusedRequest, excerpt};
 use super::{EntraTokens, ServiceError, answered, failure};
 use crate::amqp_frames;
 use crate::credentials::BearerToken;
 
+/// What is refused if a link is.
+const LINK: RefusedRequest<'_> = RefusedRequest::Link { who: &Who::Entra };
 const ADDRESS: &str = "$cbs";
 const TOKEN_TYPE: &str = "Bearer";
 /// The longest pause after a renewal that failed. Source: wire reference 4.7.
@@ -48,9 +50,9 @@ impl ServiceCbs {
         (tokens, first): (Arc<EntraTokens>, &BearerToken),
     ) -> Result<Self, ServiceError> {
         let requests = Sender::attach(session, "$cbs-sender", ADDRESS).await;
-        let requests = requests.map_err(|error| failure::of_sender_attach(error, &Who::Entra))?;
+        let requests = requests.map_err(|error| failure::of_sender_attach(error, LINK))?;
         let replies = Receiver::attach(session, "$cbs-receiver", ADDRESS).await;
-        let replies = replies.map_err(|error| failure::of_receiver_attach(error, &Who::Entra))?;
+        let replies = replies.map_err(|error| failure::of_receiver_attach(error, LINK))?;
         let mut cbs = Self { requests, replies, host, tokens };
         cbs.put(first).await?;
         Ok(cbs)

@@ -14,7 +14,7 @@ use fe2o3_amqp::session::BeginError;
 use fe2o3_amqp::types::definitions;
 
 use super::ServiceError;
-use super::identity::{ServiceIdentity, Who};
+use super::identity::ServiceIdentity;
 use super::refusal::{Refusal, RefusedRequest};
 use crate::amqp_frames::Failed;
 
@@ -66,18 +66,18 @@ pub(super) fn of_begin(error: BeginError) -> ServiceError {
     }
 }
 
-pub(super) fn of_sender_attach(error: SenderAttachError, who: &Who) -> ServiceError {
+pub(super) fn of_sender_attach(error: SenderAttachError, asked: RefusedRequest<'_>) -> ServiceError {
     match error {
         SenderAttachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Connection),
-        SenderAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { who }),
+        SenderAttachError::RemoteClosedWithError(error) => refused(&error, asked),
         error => ServiceError::Lost(error.to_string()),
     }
 }
 
-pub(super) fn of_receiver_attach(error: ReceiverAttachError, who: &Who) -> ServiceError {
+pub(super) fn of_receiver_attach(error: ReceiverAttachError, asked: RefusedRequest<'_>) -> ServiceError {
     match error {
         ReceiverAttachError::SessionStopped(reason) => of_session_stop(reason, RefusedRequest::Connection),
-        ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, RefusedRequest::Link { who }),
+        ReceiverAttachError::RemoteClosedWithError(error) => refused(&error, asked),
         error => ServiceError::Lost(error.to_string()),
     }
 }

@@ -14,6 +14,7 @@ use fe2o3_amqp::types::messaging::{Body, Message};
 use fe2o3_amqp::types::primitives::{Symbol, Value};
 
 use super::identity::Who;
+use super::refusal::RefusedRequest;
 use super::{ServiceError, answered, failure};
 use crate::amqp_frames::{self, Failed};
 use crate::feedback::{FeedbackRecord, batch_id, decode_batch};
@@ -69,7 +70,8 @@ impl FeedbackReceiver {
             .credit_mode(CreditMode::Manual)
             .attach(session)
             .await;
-        let attached = attached.map_err(|error| failure::of_receiver_attach(error, who));
+        let attached =
+            attached.map_err(|error| failure::of_receiver_attach(error, RefusedRequest::Link { who }));
         let link = attached.map_err(|error| failure::explained(error, &failed))?;
         Ok(Self { link, asked: false, failed })
     }

@@ -20,6 +20,8 @@ pub(super) enum RefusedRequest<'a> {
     Message { device_id: &'a str },
     /// Let a policy or a principal use a link.
     Link { who: &'a Who },
+    /// Read the messages of devices in this consumer group.
+    Events { group: &'a str },
     /// Keep the link on which a message was being sent.
     Sending,
     /// Keep the link that reads feedback.
@@ -137,6 +139,13 @@ fn meaning(condition: &str, description: &str, code: Option<u32>, asked: Refused
         ("amqp:not-found", RefusedRequest::Message { device_id }) => {
             format!("the hub knows no device \"{device_id}\": check --device")
         }
+        ("amqp:not-found", RefusedRequest::Events { group }) => {
+            format!("the Event Hubs endpoint has no consumer group \"{group}\": make it, or use $Default")
+        }
+        ("amqp:resource-limit-exceeded", RefusedRequest::Events { group }) => format!(
+            "the consumer group \"{group}\" has as many readers as it may have: end another one, or give another group \
+             with --consumer-group"
+        ),
         ("amqp:not-found", _) => {
             "the hub has no such address: C2D messages need a hub of the Standard or Free tier".to_owned()
         }
@@ -203,7 +212,7 @@ fn meaning(condition: &str, description: &str, code: Option<u32>, asked: Refused
             "the hub failed to do it: try again later".to_owned()
         }
         (_, RefusedRequest::Message { device_id }) => format!("the hub refused the message to device \"{device_id}\""),
-        (_, RefusedRequest::Link { .. }) => "the hub refused the link".to_owned(),
+        (_, RefusedRequest::Link { .. } | RefusedRequest::Events { .. }) => "the hub refused the link".to_owned(),
         (_, RefusedRequest::Sending | RefusedRequest::Reading) => "the hub ended the link".to_owned(),
         (_, RefusedRequest::Connection) => "the hub ended the connection".to_owned(),
     }

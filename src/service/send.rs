@@ -130,7 +130,8 @@ impl C2dSender {
     ) -> Result<Self, ServiceError> {
         let name = format!("c2d-send-{}", uuid::Uuid::new_v4());
         let attached = Sender::attach(session, name, ADDRESS).await;
-        let attached = attached.map_err(|error| failure::of_sender_attach(error, who));
+        let attached =
+            attached.map_err(|error| failure::of_sender_attach(error, RefusedRequest::Link { who }));
         let link = attached.map_err(|error| failure::explained(error, &failed))?;
         Ok(Self { link, failed })
     }

@@ -86,6 +86,7 @@ mod many_devices;
 mod method_soak;
 mod method_traps;
 mod metrics;
+mod monitor;
 mod mosquitto;
 mod names;
 mod new_user;

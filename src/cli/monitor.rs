@@ -1,0 +1,272 @@
+//! `c2d-agent monitor`: the messages that devices send, as they reach the hub.
+//!
+//! Owns: its arguments, what is printed, connecting again, the exit code. Must not know: AMQP.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, anyhow};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use futures_util::StreamExt as _;
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+
+use super::back_end::{self, HubArgs, OutputArgs, duration, unreadable};
+use super::shown::{Output, moment, plain, shorten};
+use super::{Exit, Failure, check_is_no_secret, tell, transport};
+use crate::credentials::{EventHubConnectionString, check_device_id};
+use crate::message::format_time;
+use crate::service::{EventHubAccess, EventReader, EventStart, EventsFrom, HubEvent, ServiceError};
+
+/// The first and the longest delay before another attempt.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// After a connection that held this long, the delays start again with the first.
+const STABLE: Duration = Duration::from_secs(60);
+/// Most characters of a body, and of all properties, in a line for people; --json has all.
+const MOST_SHOWN: usize = 500;
+
+/// Watch the messages that devices send, as they reach the hub: telemetry, and the reports of agents.
+///
+/// It reads the hub's Event Hubs endpoint over AMQP on port 5671, where the hub redirects it. Reading takes nothing from
+/// other readers. By default it begins with what comes.
+///
+/// The service connection string comes from --connection-string-file or from the variable
+/// C2D_SERVICE_CONNECTION_STRING, never from an argument.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  c2d-agent monitor
+  c2d-agent monitor --device pi-01 --since 10m --json
+  c2d-agent monitor --device pi-01 --count 1 --for 60s
+
+Exit codes: 0 ended by a signal, by --for, after --count messages, or because standard output was closed; 1 an error; 2 \
+the arguments are wrong; 4 the time of --for ended before --count messages came.", mut_arg("transport", |argument| transport::only(argument, transport::OF_EVENTS)))]
+pub(super) struct MonitorArgs {
+    /// Print only the messages of this device and of its modules.
+    #[arg(long, value_name = "ID")]
+    device: Option<String>,
+    /// Begin with what has come in this time before, such as 10m.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    since: Option<Duration>,
+    /// End after this many messages.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after this time, such as 60s or 2h.
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    time: Option<Duration>,
+    /// The consumer group. Five readers may share one.
+    #[arg(long, value_name = "NAME", default_value = "$Default")]
+    consumer_group: String,
+    /// A file with the connection string of the Event Hubs endpoint, if the hub shall not be asked for it.
+    #[arg(long, value_name = "FILE")]
+    event_hub_connection_string_file: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    hub: HubArgs,
+}
+
+/// The object of `--json`: stable for scripts; fields are added, never renamed.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MonitorLine<'a> {
+    event: &'static str,
+    device_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    module_id: Option<&'a str>,
+    enqueued_time_utc: Option<String>,
+    partition: &'a str,
+    sequence_number: Option<i64>,
+    system_properties: &'a BTreeMap<String, String>,
+    application_properties: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body_base64: Option<String>,
+}
+
+/// What ended the watch.
+enum MonitorEnd {
+    Count,
+    ReaderGone,
+}
+
+/// Watches until something ends it.
+///
+/// # Errors
+/// When the endpoint cannot be reached at the start or refuses, or standard output cannot be written.
+pub(super) fn run(args: &MonitorArgs) -> Result<Exit, Failure> {
+    args.device.as_deref().map_or(Ok(()), check_device_id).map_err(Failure::usage)?;
+    let given = args.event_hub_connection_string_file.as_deref().map(given).transpose();
+    let given = given.map_err(Failure::usage)?;
+    let identity = match &given {
+        Some(_) => None,
+        None => Some(args.hub.identity().map_err(Failure::usage)?),
+    };
+    let ca_file = args.hub.ca_file();
+    super::block_on(async {
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        let over = async {
+            match args.time {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut printed = 0;
+        let watching = async {
+            let access = match (given, &identity) {
+                (Some(access), _) => access,
+                (None, Some(identity)) => {
+                    let of_hub = EventHubAccess::of_hub(identity, ca_file.as_deref(), SystemTime::now());
+                    of_hub.await.map_err(|error| back_end::failed(error.into()))?
+                }
+                (None, None) => return Err(anyhow!("no hub is named").into()),
+            };
+            watch(args, &access, ca_file.as_deref(), &mut printed).await
+        };
+        tokio::select! {
+            ended = watching => return ended.map(|_| Exit::Done),
+            Some(_signal) = signals.next() => return Ok(Exit::Done),
+            () = over => {}
+        }
+        match (args.count, args.time) {
+            (Some(count), Some(time)) => {
+                let time = humantime::format_duration(time);
+                tell(format_args!(
+                    "{printed} of {count} messages came within {time}: give more time with --for"
+                ));
+                Ok(Exit::NoFeedback)
+            }
+            _ => Ok(Exit::Done),
+        }
+    })
+}
+
+/// The endpoint of a connection string in a file.
+fn given(path: &Path) -> anyhow::Result<EventHubAccess> {
+    let option = "--event-hub-connection-string-file";
+    check_is_no_secret(option, path)?;
+    let text = std::fs::read_to_string(path);
+    let text = text.map_err(|error| unreadable("connection string", path, &error))?;
+    let string = EventHubConnectionString::parse(&text).with_context(|| path.display().to_string())?;
+    Ok(string.into())
+}
+
+/// Prints what comes, and connects again when the endpoint goes away.
+async fn watch(
+    args: &MonitorArgs,
+    access: &EventHubAccess,
+    ca_file: Option<&Path>,
+    printed: &mut u64,
+) -> Result<MonitorEnd, Failure> {
+    let begun = SystemTime::now();
+    let start = args.since.map_or(EventStart::Latest, |since| {
+        EventStart::After(begun.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH))
+    });
+    let mut from = EventsFrom { group: args.consumer_group.clone(), start, offsets: BTreeMap::new() };
+    let (mut delay, mut is_first) = (FIRST_DELAY, true);
+    loop {
+        let error = match EventReader::open(access, ca_file, &from, SystemTime::now()).await {
+            Ok(mut reader) => {
+                tell(if is_first { "watching the messages of devices" } else { "connected again" });
+                is_first = false;
+                // What comes while nothing is connected must not be passed over.
+                if from.start == EventStart::Latest {
+                    from.start = EventStart::After(SystemTime::now());
+                }
+                let since = Instant::now();
+                let ended = read(args, &mut reader, &mut from, printed).await?;
+                if since.elapsed() >= STABLE {
+                    delay = FIRST_DELAY;
+                }
+                match ended {
+                    Ok(end) => return Ok(end),
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        // A failure of the first connection is not retried, so that wrong arguments are told at once.
+        let passes = error.is_passing() || error.refusal().is_some_and(|refusal| !refusal.is_lasting());
+        if is_first || !passes {
+            return Err(back_end::failed(error.into()));
+        }
+        tell(format_args!("{error}; trying again in {} s", delay.as_secs()));
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(LONGEST_DELAY);
+    }
+}
+
+/// Prints what comes over one connection. The inner error is that of the connection.
+async fn read(
+    args: &MonitorArgs,
+    reader: &mut EventReader,
+    from: &mut EventsFrom,
+    printed: &mut u64,
+) -> Result<Result<MonitorEnd, ServiceError>, Failure> {
+    let mut out = Output::new();
+    loop {
+        let event = match reader.next().await {
+            Ok(event) => event,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Some(offset) = &event.offset {
+            from.offsets.insert(event.partition.clone(), offset.clone());
+        }
+        if args.device.as_ref().is_some_and(|device| *device != event.device_id) {
+            continue;
+        }
+        match args.output.json {
+            true => out.json(&line(&event))?,
+            false => out.line(&text(&event))?,
+        }
+        out.flush()?;
+        if !out.is_open() {
+            return Ok(Ok(MonitorEnd::ReaderGone));
+        }
+        *printed += 1;
+        if args.count.is_some_and(|count| *printed >= count) {
+            return Ok(Ok(MonitorEnd::Count));
+        }
+    }
+}
+
+fn line(event: &HubEvent) -> MonitorLine<'_> {
+    let body = std::str::from_utf8(&event.body);
+    MonitorLine {
+        event: "message",
+        device_id: &event.device_id,
+        module_id: event.module_id.as_deref(),
+        enqueued_time_utc: event.enqueued.map(format_time),
+        partition: &event.partition,
+        sequence_number: event.sequence_number,
+        system_properties: &event.system,
+        application_properties: &event.application,
+        body: body.ok(),
+        body_base64: body.is_err().then(|| BASE64.encode(&event.body)),
+    }
+}
+
+/// A message on one line: when, who, its properties in braces, its body.
+fn text(event: &HubEvent) -> String {
+    let time = event.enqueued.map_or_else(|| "-".to_owned(), moment);
+    let module = event.module_id.as_deref().map(|module| format!("/{}", plain(module))).unwrap_or_default();
+    let properties = event.application.iter().map(|(name, value)| format!("{name}={value}"));
+    let properties = properties.collect::<Vec<_>>().join(", ");
+    let properties = match properties.is_empty() {
+        true => String::new(),
+        false => format!("  {{{}}}", shorten(&plain(&properties), MOST_SHOWN)),
+    };
+    let body = match std::str::from_utf8(&event.body) {
+        Ok(body) => {
+            let start = body.char_indices().nth(MOST_SHOWN).map_or(body, |(at, _)| &body[..at]);
+            let rest = if start.len() < body.len() { "…" } else { "" };
+            format!("{}{rest}", plain(start))
+        }
+        Err(_) => format!("({} bytes)", event.body.len()),
+    };
+    format!("{time}  {}{module}{properties}  {body}", plain(&event.device_id)).trim_end().to_owned()
+}

@@ -1,0 +1,278 @@
+//! The hub's Event Hubs endpoint, where back ends read the messages of devices.
+//!
+//! Owns: where it is, signing in there. Must not know: the command line, who reads what.
+//!
+//! Sources: Microsoft's documents on the built-in endpoint; `hub_target_builder.py` of the extension of `az` for IoT, which
+//! lets the hub redirect it to the endpoint with the key of the hub's policy; azure-eventhub 5.15 for Python.
+//!
+//! - `node` asks `$cbs` and `$management`; `message` is what a message says; `reader` reads all partitions.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fe2o3_amqp::connection::ConnectionHandle;
+use fe2o3_amqp::link::{LinkStateError, ReceiverAttachError, RecvError};
+use fe2o3_amqp::sasl_profile::SaslProfile;
+use fe2o3_amqp::session::SessionHandle;
+use fe2o3_amqp::types::definitions;
+use fe2o3_amqp::types::messaging::Body;
+use fe2o3_amqp::types::primitives::{SimpleValue, Symbol, Value};
+use fe2o3_amqp::{Connection, Receiver, Session};
+
+use super::refusal::RefusedRequest;
+use super::{
+    CONNECT_TIMEOUT, Service, ServiceError, ServiceIdentity, ServiceProof, TOKEN_LIFETIME, answered, dial,
+    failure,
+};
+use crate::amqp_frames::{Failed, Guarded, MAX_FRAME};
+use crate::credentials::{
+    EventHubConnectionString, HostPort, SasToken, ServiceConnectionString, ServiceSecret,
+};
+
+mod message;
+mod node;
+mod reader;
+
+pub use message::HubEvent;
+pub use reader::{EventReader, EventStart, EventsFrom};
+
+use node::AmqpNode;
+
+/// Below this, the hub redirects. Source: `hub_target_builder.py`.
+const AT_HUB: &str = "messages/events/$management";
+const REDIRECT: &str = "amqp:link:redirect";
+/// How long a token is valid. A reader that reads for longer gets a new one with its next connection.
+const READER_TOKEN: Duration = Duration::from_secs(24 * 3600);
+
+/// The endpoint of one hub, and the policy to sign in as.
+#[derive(Debug, Clone)]
+pub struct EventHubAccess {
+    /// The host of the endpoint, the policy and its key.
+    identity: ServiceConnectionString,
+    /// The Event Hub.
+    name: String,
+}
+
+impl From<EventHubConnectionString> for EventHubAccess {
+    fn from(string: EventHubConnectionString) -> Self {
+        let EventHubConnectionString { host, name, policy, key } = string;
+        Self { identity: ServiceConnectionString { host, policy, secret: ServiceSecret::Key(key) }, name }
+    }
+}
+
+impl EventHubAccess {
+    /// Asks the hub where its endpoint is.
+    ///
+    /// # Errors
+    /// When the hub cannot be reached, refuses, or does not redirect; when the connection string has no key.
+    ///
+    /// # Cancel safety
+    /// A drop of the future closes everything that was open.
+    pub async fn of_hub(
+        identity: &ServiceIdentity,
+        ca_file: Option<&Path>,
+        now: SystemTime,
+    ) -> Result<Self, ServiceError> {
+        let ServiceProof::Policy { name: policy, secret: secret @ ServiceSecret::Key(_) } = &identity.proof
+        else {
+            return Err(ServiceError::Events(format!(
+                "{} does not sign in at the hub's Event Hubs endpoint: give a connection string with the key of a \
+                 policy, or --event-hub-connection-string-file",
+                match identity.proof {
+                    ServiceProof::Policy { .. } => "a SAS token of the hub",
+                    ServiceProof::Entra(_) => "a token of Microsoft Entra",
+                }
+            )));
+        };
+        let mut service = Service::connect(identity, ca_file, TOKEN_LIFETIME, now).await?;
+        let redirected = answered("where the messages of devices are", service.redirected()).await;
+        service.close().await;
+        let (host, name) = redirected?;
+        let (policy, secret) = (policy.clone(), secret.clone());
+        Ok(Self { identity: ServiceConnectionString { host, policy, secret }, name })
+    }
+
+    /// Connects to the endpoint, and signs in.
+    async fn open(&self, ca_file: Option<&Path>, now: SystemTime) -> Result<EventHubSession, ServiceError> {
+        let Self { identity, name } = self;
+        let host = &identity.host;
+        let opening = async {
+            let stream = dial::dial_amqp(host, ca_file).await?;
+            let failed = Failed::default();
+            let opened = Connection::builder()
+                .container_id(uuid::Uuid::new_v4().to_string())
+                .max_frame_size(MAX_FRAME)
+                .hostname(host.name.as_str())
+                // TLS is done already; for "amqps" the crate would start its own.
+                .scheme("amqp")
+                .sasl_profile(SaslProfile::Anonymous)
+                .open_with_stream(Guarded::new(stream, Arc::clone(&failed)))
+                .await;
+            let signed_in = async {
+                let who = ServiceIdentity::from(identity.clone());
+                let mut connection = opened.map_err(|error| failure::of_open(error, &who, now))?;
+                let mut session = Session::begin(&mut connection).await.map_err(failure::of_begin)?;
+                let audience = format!("sb://{}/{name}", host.name);
+                let token = match &identity.secret {
+                    ServiceSecret::Key(key) => {
+                        SasToken::sign(key, &audience, Some(&identity.policy), now + READER_TOKEN)
+                    }
+                    ServiceSecret::Token(token) => token.clone(),
+                };
+                let mut claims = AmqpNode::attach(&mut session, "$cbs").await?;
+                let request = [
+                    ("operation", "put-token"),
+                    ("type", "servicebus.windows.net:sastoken"),
+                    ("name", &audience),
+                ];
+                let answer = claims.ask(&request, Value::String(token.expose().to_owned())).await?;
+                if !(200..300).contains(&answer.status) {
+                    let right = format!("{} for the Event Hub \"{name}\"", failure::TO_CONNECT);
+                    return Err(ServiceError::NotAuthorised {
+                        host: host.to_string(),
+                        who: who.who().to_string(),
+                        remedy: who.who().remedy(now, &right),
+                    });
+                }
+                let failed = Arc::clone(&failed);
+                Ok(EventHubSession { _claims: claims, session, connection, token, failed })
+            };
+            signed_in.await.map_err(|error| failure::explained(error, &failed))
+        };
+        let late = || {
+            let seconds = CONNECT_TIMEOUT.as_secs();
+            ServiceError::Unreachable(format!(
+                "{host} did not answer within {seconds} s: check whether a firewall drops AMQP, 5671"
+            ))
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| late())?
+    }
+}
+
+/// A connection to the endpoint, signed in.
+#[derive(Debug)]
+struct EventHubSession {
+    // Fields drop in this order: the links and the session must go before their connection.
+    _claims: AmqpNode,
+    session: SessionHandle<()>,
+    #[allow(dead_code)] // Its drop ends the connection.
+    connection: ConnectionHandle<()>,
+    token: SasToken,
+    failed: Failed,
+}
+
+impl EventHubSession {
+    /// The partitions of an Event Hub.
+    async fn partitions(&mut self, name: &str) -> Result<Vec<String>, ServiceError> {
+        let mut management = AmqpNode::attach(&mut self.session, "$management").await?;
+        let token = self.token.expose().to_owned();
+        let request = [
+            ("operation", "READ"),
+            ("type", "com.microsoft:eventhub"),
+            ("name", name),
+            ("security_token", &token),
+        ];
+        let answer = management.ask(&request, Value::Null).await?;
+        let said = answer.description;
+        let ids = match answer.value {
+            Value::Map(map) if answer.status == 200 => {
+                match map.get(&Value::String("partition_ids".to_owned())) {
+                    Some(Value::Array(ids)) => ids.0.clone(),
+                    Some(Value::List(ids)) => ids.clone(),
+                    _ => Vec::new(),
+                }
+            }
+            _ => Vec::new(),
+        };
+        let texts = ids.into_iter().filter_map(|id| match id {
+            Value::String(id) => Some(id),
+            _ => None,
+        });
+        let ids: Vec<String> = texts.take(reader::MOST_PARTITIONS).collect();
+        if ids.is_empty() {
+            let (status, said) = (answer.status, super::refusal::excerpt(&said));
+            return Err(ServiceError::Events(format!(
+                "the Event Hubs endpoint does not tell the partitions of \"{name}\" (status {status}: {said}): check \
+                 EntityPath, and that the policy has ServiceConnect"
+            )));
+        }
+        Ok(ids)
+    }
+}
+
+impl Service {
+    /// The host and the name of the Event Hub that the hub redirects to.
+    async fn redirected(&mut self) -> Result<(HostPort, String), ServiceError> {
+        let who = self.who.clone();
+        let attached = Receiver::builder()
+            .name(format!("c2d-events-{}", uuid::Uuid::new_v4()))
+            .source(AT_HUB)
+            .attach(&mut self.session)
+            .await;
+        let error = match attached {
+            Err(ReceiverAttachError::RemoteClosedWithError(error)) => error,
+            Err(error) => {
+                return Err(failure::of_receiver_attach(error, RefusedRequest::Link { who: &who }));
+            }
+            // The reason can follow the attach.
+            Ok(mut link) => match link.recv::<Body<Value>>().await {
+                Err(RecvError::LinkStateError(
+                    LinkStateError::RemoteDetachedWithError(error)
+                    | LinkStateError::RemoteClosedWithError(error),
+                )) => error,
+                Err(error) => return Err(failure::of_receive(error)),
+                Ok(_) => return Err(no_redirect("it sends messages there itself")),
+            },
+        };
+        let redirects = symbol(&error.condition) == REDIRECT;
+        if !redirects {
+            return Err(failure::refused(&error, RefusedRequest::Link { who: &who }));
+        }
+        target(&error).ok_or_else(|| no_redirect("its redirect has no address"))
+    }
+}
+
+fn no_redirect(why: &str) -> ServiceError {
+    ServiceError::Events(format!(
+        "the hub does not say where its Event Hubs endpoint is ({why}): give --event-hub-connection-string-file"
+    ))
+}
+
+fn symbol(condition: &definitions::ErrorCondition) -> String {
+    let symbol: Symbol = match condition {
+        definitions::ErrorCondition::LinkError(error) => error.into(),
+        definitions::ErrorCondition::Custom(symbol) => symbol.clone(),
+        _ => return String::new(),
+    };
+    symbol.into_inner()
+}
+
+/// The host and the first part of the path in the address of a redirect.
+fn target(error: &definitions::Error) -> Option<(HostPort, String)> {
+    let address = match error.info.as_ref()?.get(&Symbol::from("address"))? {
+        Value::String(address) => address,
+        _ => return None,
+    };
+    let (host, path) = address.strip_prefix("amqps://")?.split_once('/')?;
+    // The extension of `az` finds a user and a token here.
+    let host = HostPort::parse(host.rsplit_once('@').map_or(host, |(_, host)| host))?;
+    let name = path.split('/').next().filter(|name| !name.is_empty())?;
+    Some((host, name.to_owned()))
+}
+
+/// A simple value as text.
+fn text_of(value: &SimpleValue) -> Option<String> {
+    Some(match value {
+        SimpleValue::String(text) => text.clone(),
+        SimpleValue::Symbol(symbol) => symbol.as_str().to_owned(),
+        SimpleValue::Bool(value) => value.to_string(),
+        SimpleValue::Int(number) => number.to_string(),
+        SimpleValue::Uint(number) => number.to_string(),
+        SimpleValue::Long(number) => number.to_string(),
+        SimpleValue::Ulong(number) => number.to_string(),
+        SimpleValue::Double(number) => number.0.to_string(),
+        SimpleValue::Null => String::new(),
+        _ => return None,
+    })
+}
