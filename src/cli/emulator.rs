@@ -90,8 +90,8 @@ const DEFAULT_DEVICE: &str = "dev1";
 ///   queue-full          accepts no more messages for the device's queue
 ///   reverse-order       delivers the newest waiting message first
 ///   early-publish       delivers C2D messages before the device subscribes (MQTT)
-///   certificate=WORD    certificates that it asks for: refuse, hold, other-key or
-///                       broken (MQTT)
+///   certificate=WORD    certificates that it asks for: refuse, hold, other-key,
+///                       broken, critical or unsupported (MQTT)
 /// Of the provisioning service, for one registration or for all:
 ///   dps-assigning=N     answers N questions after a registration with "assigning"
 ///   dps-throttle[=N]    answers all requests, or the next N, with 429

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, DnValue,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DnType, DnValue,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -119,16 +119,22 @@ impl DeviceIssuer {
         request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         request.params.use_authority_key_identifier_extension = true;
-        self.signed(&request, fault).map_err(|error| format!("csr cannot be signed: {error}"))
+        self.signed(request, fault).map_err(|error| format!("csr cannot be signed: {error}"))
     }
 
     fn signed(
         &self,
-        request: &CertificateSigningRequestParams,
+        mut request: CertificateSigningRequestParams,
         fault: Option<CertificateFault>,
     ) -> Result<Vec<String>, rcgen::Error> {
         let PemPair { certificate, private_key } = &self.authority;
         let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(private_key)?)?;
+        if fault == Some(CertificateFault::Critical) {
+            // An id below 1.3.6.1.4.1 that nobody has.
+            let mut unknown = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![5, 0]);
+            unknown.set_criticality(true);
+            request.params.custom_extensions.push(unknown);
+        }
         let made = match fault {
             Some(CertificateFault::OtherKey) => request.params.signed_by(&KeyPair::generate()?, &issuer)?,
             _ => request.signed_by(&issuer)?,

@@ -421,10 +421,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> DeviceConnection<S> {
         for filter in &subscribe.filters {
             let known = topics::subscription(&self.device_id, &filter.path);
             let qos = if filter.qos == QoS::AtMostOnce { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-            let stored = known.is_some_and(|subscription| {
+            let stored = |subscription| {
                 self.hub.with(|hub, _| hub.subscribe(&self.device_id, self.id, subscription, qos as u8))
-            });
-            if stored || topics::brings_nothing(&self.device_id, &filter.path) {
+            };
+            if certificates::are_refused(&self.hub, &self.device_id, known) {
+                codes.push(SubscribeReasonCode::Failure);
+            } else if known.is_some_and(stored) || topics::brings_nothing(&self.device_id, &filter.path) {
                 codes.push(SubscribeReasonCode::Success(qos));
             } else {
                 codes.push(SubscribeReasonCode::Failure);

@@ -317,7 +317,7 @@ fn faults_are_shown_changed_and_ended_by_the_control_routes() {
 fn what_the_control_routes_do_not_take_is_answered_with_what_they_do() {
     let emulator = Emulator::start();
     let all = "drop-at=N, delay=DURATION, duplicate[=N], ignore-puback[=N], expire-token, throttle, queue-full, \
-               reverse-order, early-publish, certificate=refuse|hold|other-key|broken";
+               reverse-order, early-publish, certificate=refuse|hold|other-key|broken|critical|unsupported";
     let long = "9".repeat(65);
     for (method, below, value, status, part) in [
         ("PUT", "/drop", "1", 400, all),

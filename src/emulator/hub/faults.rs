@@ -59,7 +59,7 @@ const NAMES: [(FaultName, &str, &str); 10] = [
     (FaultName::QueueFull, "queue-full", ""),
     (FaultName::ReverseOrder, "reverse-order", ""),
     (FaultName::EarlyPublish, "early-publish", ""),
-    (FaultName::Certificate, "certificate", "=refuse|hold|other-key|broken"),
+    (FaultName::Certificate, "certificate", "=refuse|hold|other-key|broken|critical|unsupported"),
 ];
 
 impl FaultName {
@@ -114,14 +114,20 @@ pub enum CertificateFault {
     OtherKey,
     /// The chain has a member that is no certificate.
     Broken,
+    /// The certificate has a critical extension that TLS libraries do not know, so they refuse it.
+    Critical,
+    /// The hub issues none: it refuses the subscription to the answers.
+    Unsupported,
 }
 
 impl CertificateFault {
-    const ALL: [(Self, &str); 4] = [
+    const ALL: [(Self, &str); 6] = [
         (Self::Refuse, "refuse"),
         (Self::Hold, "hold"),
         (Self::OtherKey, "other-key"),
         (Self::Broken, "broken"),
+        (Self::Critical, "critical"),
+        (Self::Unsupported, "unsupported"),
     ];
 }
 
@@ -155,7 +161,7 @@ impl Fault {
             FaultName::EarlyPublish => plain(Self::EarlyPublish),
             FaultName::Certificate => {
                 let found = CertificateFault::ALL.iter().find(|(_, word)| *word == value);
-                let refused = || refused("give refuse, hold, other-key or broken");
+                let refused = || refused("give refuse, hold, other-key, broken, critical or unsupported");
                 found.map(|(fault, _)| Self::Certificate(*fault)).ok_or_else(refused)
             }
         }

@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use super::codec::{Publish, QoS};
-use crate::emulator::hub::{CertificateAnswer, ConnectionId, Subscription, is_request_id};
+use crate::emulator::hub::{CertificateAnswer, CertificateFault, ConnectionId, Subscription, is_request_id};
 use crate::emulator::shared::SharedHub;
 
 /// The id of the request that a topic stands for. None if it is none, or if the id has another form, so that no
@@ -16,6 +16,12 @@ pub(super) fn request(topic: &str) -> Option<&str> {
     let mut pairs = query.strip_prefix('?').unwrap_or(query).split('&');
     let id = pairs.find_map(|pair| pair.strip_prefix("$rid=").or(pair.strip_prefix("%24rid=")));
     id.filter(|id| is_request_id(id))
+}
+
+/// Whether a fault has the hub refuse the subscription to its answers. It keeps the connection then.
+pub(super) fn are_refused(hub: &SharedHub, device_id: &str, subscription: Option<Subscription>) -> bool {
+    subscription == Some(Subscription::CertificateAnswers)
+        && hub.with(|hub, _| hub.certificate_fault(device_id)) == Some(CertificateFault::Unsupported)
 }
 
 /// Takes a request of a device, which says whether it has signed in with a certificate.

@@ -47,7 +47,7 @@ fn every_fault_is_read_as_it_is_written() {
 #[test]
 fn what_is_no_fault_is_named_with_what_there_is() {
     let all = "drop-at=N, delay=DURATION, duplicate[=N], ignore-puback[=N], expire-token, throttle, queue-full, \
-               reverse-order, early-publish, certificate=refuse|hold|other-key|broken";
+               reverse-order, early-publish, certificate=refuse|hold|other-key|broken|critical|unsupported";
     let unknown = |name: &str| Err(format!("there is no fault \"{name}\"; there are {all}"));
     for (text, name) in [("drop", "drop"), ("", ""), ("dev1:", ""), ("Throttle", "Throttle"), ("x=", "x")] {
         assert_eq!(order(text), unknown(name), "{text}");
@@ -62,7 +62,7 @@ fn what_is_no_fault_is_named_with_what_there_is() {
         ("throttle=1", "\"1\" is not a value for the fault throttle: it takes no value"),
         (
             "certificate=x",
-            "\"x\" is not a value for the fault certificate: give refuse, hold, other-key or broken",
+            "\"x\" is not a value for the fault certificate: give refuse, hold, other-key, broken, critical or unsupported",
         ),
         ("duplicate=", "there is no value after \"duplicate=\""),
     ] {
