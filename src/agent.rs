@@ -116,6 +116,10 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
     if alone::claim(&claim, &mut shutdown).await?.is_break() {
         return Ok(());
     }
+    // An agent that had the inbox until now may have a newer assignment, and newer certificates.
+    for warning in config.read_enrolment_again().warning_lines() {
+        tracing::warn!("{warning}");
+    }
     let mut inbox = Inbox::open(&claim, &config.inbox, clock);
     // Logged before the first connection attempt, which may take long.
     let is_assigned = config.provisioning.as_ref().is_none_or(|enrolled| enrolled.assigned.is_some());
@@ -270,11 +274,11 @@ impl Agent {
         let twin = twin.wake().filter(|_| self.may_follow_twin());
         let (reports, in_hand) = (desk.reports.wake(), desk.in_hand.wake());
         let (watchdog, sign) = (desk.watch.supervision.wake(), desk.machine.actions.next_sign());
-        let certificates = desk.certificates.wake().filter(|_| !self.assigning.is_busy());
-        [certificates, self.assigning.wake(), reports, in_hand, twin, watchdog, sign, requests.wake()]
-            .into_iter()
-            .flatten()
-            .min()
+        // While the agent stops, no step of the enrolment is taken, so it must not wake for one.
+        let may_change = !desk.in_hand.stopping && !self.assigning.is_busy();
+        let enrolment = [desk.certificates.wake(), self.assigning.wake()];
+        let enrolment = enrolment.into_iter().flatten().min().filter(|_| may_change);
+        [enrolment, reports, in_hand, twin, watchdog, sign, requests.wake()].into_iter().flatten().min()
     }
 
     fn time_passed(&mut self) {
@@ -286,11 +290,12 @@ impl Agent {
         if over(desk.in_hand.next_offer()) {
             arrive::offer_again(desk);
         }
-        if over(desk.certificates.wake()) && !assigning.is_busy() && !desk.in_hand.stopping {
-            renewing::look(desk, assigning);
-        }
-        if over(assigning.wake()) && !desk.in_hand.stopping {
+        let may_change = |assigning: &Assigning| !assigning.is_busy() && !desk.in_hand.stopping;
+        if over(assigning.wake()) && may_change(assigning) {
             assigning.look();
+        }
+        if over(desk.certificates.wake()) && may_change(assigning) {
+            renewing::look(desk, assigning);
         }
         if over(desk.in_hand.held_look) {
             recovery::look_at_held(desk);

@@ -133,6 +133,20 @@ impl Config {
         self.provisioning = Some(provisioning);
     }
 
+    /// Reads again what came of the enrolment, and returns what is doubtful about it. Nothing happens if the files are
+    /// still the same.
+    pub fn read_enrolment_again(&mut self) -> Report {
+        let mut report = Report::default();
+        if let Some(before) = &self.provisioning {
+            let now = before.read_again(&self.inbox.path, &mut report);
+            if now != *before {
+                self.enrol(now);
+                return report;
+            }
+        }
+        Report::default()
+    }
+
     /// Keeps the assignment of the configuration in force, unless the device is another one or the file has a newer one.
     pub fn keep_assignment(&mut self, present: Option<&Provisioning>) {
         if let Some(mut provisioning) = self.provisioning.clone() {

@@ -175,6 +175,27 @@ pub fn check_client_certificate(pair: &ClientCertificate) -> Result<(), TlsError
     CertifiedKey::from_der(chain, key, &provider()).map(drop).map_err(|source| pair.refused(source))
 }
 
+/// Checks that TLS can sign in with a PEM text: that it has a private key, and the certificate that belongs to it.
+///
+/// # Errors
+/// The reason, as the end of a sentence about the text.
+pub fn check_pem_pair(text: &str) -> Result<(), String> {
+    let (mut chain, mut keys) = (Vec::new(), Vec::new());
+    for item in rustls_pemfile::read_all(&mut text.as_bytes()) {
+        match item.map_err(|error| format!("it is not PEM ({error})"))? {
+            rustls_pemfile::Item::X509Certificate(certificate) => chain.push(certificate),
+            rustls_pemfile::Item::Pkcs8Key(key) => keys.push(PrivateKeyDer::from(key)),
+            _ => {}
+        }
+    }
+    let key = keys.into_iter().next().ok_or("it has no private key")?;
+    CertifiedKey::from_der(chain, key, &provider()).map(drop).map_err(|error| match error {
+        // rustls has the words of the other side for these.
+        rustls::Error::InvalidCertificate(reason) => format!("TLS does not take it ({reason})"),
+        error => format!("TLS does not take it ({error})"),
+    })
+}
+
 /// Reads all certificates of a PEM file.
 ///
 /// # Errors
@@ -259,7 +280,7 @@ pub fn is_untrusted(error: &rustls::Error) -> bool {
 pub fn refuses_client(error: &rustls::Error) -> bool {
     use rustls::AlertDescription::{
         AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
-        CertificateUnknown, UnknownCA,
+        CertificateUnknown, DecryptError, UnknownCA, UnsupportedCertificate,
     };
     matches!(
         error,
@@ -271,6 +292,9 @@ pub fn refuses_client(error: &rustls::Error) -> bool {
                 | CertificateRequired
                 | UnknownCA
                 | AccessDenied
+                // It cannot use the certificate, or it cannot verify what this side has signed with its key.
+                | UnsupportedCertificate
+                | DecryptError
         )
     )
 }

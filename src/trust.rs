@@ -9,11 +9,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -23,6 +24,10 @@ const FOREIGN_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 /// The same limit as the kernel's.
 const MOST_LINKS: usize = 40;
+
+/// How long to wait for another process that writes in the same directory. It holds the lock for one small file.
+const HOLD_ATTEMPTS: u32 = 500;
+const HOLD_PAUSE: Duration = Duration::from_millis(10);
 
 /// A place that others can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -355,17 +360,34 @@ pub(crate) fn replace_soon(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_after(path, content, |_| Ok(()))
 }
 
-/// As [`replace`]; the file belongs to `owner`, if one is given.
+/// As [`replace`], for a file that the agent and a command beside it may write; it belongs to `owner`, if one is given.
 ///
 /// # Errors
-/// As [`replace`]; only root can give a file to another user.
+/// As [`replace`]; only root can give a file to another user. Also if other processes hold the directory for five
+/// seconds.
 pub(crate) fn replace_as(path: &Path, content: &[u8], owner: Option<u32>) -> io::Result<()> {
+    // Both have the same `NAME.new`.
+    let _held = hold(directory_of(path))?;
     replace_after(path, content, |file| {
         if let Some(owner) = owner {
             std::os::unix::fs::fchown(file, Some(owner), None)?;
         }
         file.sync_all()
     })
+}
+
+/// Waits until no other process writes with [`replace_as`] in a directory. The lock ends with the file.
+fn hold(directory: &Path) -> io::Result<File> {
+    let held = File::open(directory)?;
+    for _ in 0..HOLD_ATTEMPTS {
+        match held.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(HOLD_PAUSE),
+            // A file system without locks is no reason not to write.
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(held),
+        }
+    }
+    let sentence = format!("another process is writing in {}: try again", directory.display());
+    Err(io::Error::new(io::ErrorKind::TimedOut, sentence))
 }
 
 fn replace_after(

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::certificate::CertificateFacts;
 use crate::config::{Config, Provisioning};
 use crate::credentials::DeviceAuth;
 use crate::provisioning::{Assignment, Enrolment};
@@ -24,8 +25,8 @@ use super::sessions::RoleTerms;
 
 /// The most steps that wait. More than one is rare: each follows from something that the session reports.
 const MOST_WAITING: usize = 8;
-/// The time between two attempts to keep an assignment.
-const KEEP_AGAIN: Duration = Duration::from_secs(60);
+/// The time between two attempts at what could not be done. After a start, a disk may get room soon.
+const AGAIN: Duration = Duration::from_secs(15);
 
 /// The steps that are being taken.
 #[derive(Debug)]
@@ -34,8 +35,10 @@ pub(super) struct Assigning {
     wanted: VecDeque<EnrolmentStep>,
     /// The files of the pair as they were when they could last be used.
     files: Option<FileStamps>,
-    /// When to try again to keep the assignment.
-    keep_again: Option<Instant>,
+    /// When to try again what could not be done.
+    again: Option<Instant>,
+    /// Whether what to sign in with could not be read after a step.
+    is_unread: bool,
     under_way: Option<JoinHandle<Reassigned>>,
 }
 
@@ -44,16 +47,30 @@ pub(super) struct Assigning {
 pub(super) enum EnrolmentStep {
     /// The service has assigned a hub, and may have issued a certificate.
     Assigned { enrolment: Box<Enrolment>, assignment: Box<Assignment> },
-    /// The assignment could not be kept before: its disk was full.
-    KeepAgain,
+    /// The assignment could not be kept before, because its disk was full, or what to sign in with could not be read.
+    Again,
     /// The hub has issued this chain, in base64 of DER.
     Issued(Vec<String>),
     /// The next pair has signed in: it becomes the current one, and there is a key for the one after it.
     TakeUp,
-    /// There is a new key, in place of the next pair if that was refused.
-    NewKey,
+    /// There is a new key: for the next pair, or in place of one that the hub has refused.
+    NewKey { refused: Option<CertificateFacts> },
     /// Another program may have written the files of the pair.
     LookAtFiles,
+}
+
+impl EnrolmentStep {
+    /// What it does, as the end of a sentence.
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Assigned { .. } => "to take an assignment",
+            Self::Again => "to try again what could not be done",
+            Self::Issued(_) => "to keep a certificate",
+            Self::TakeUp => "to take up a certificate",
+            Self::NewKey { .. } => "to make a key",
+            Self::LookAtFiles => "to look at the files of a certificate",
+        }
+    }
 }
 
 /// What follows from a step.
@@ -76,7 +93,7 @@ impl Assigning {
     /// Call it before the files of `config` are read: a later change is seen then.
     pub(super) fn new(config: &Config, clock: fn() -> SystemTime) -> Self {
         let (wanted, files) = (VecDeque::new(), stamps(config));
-        Self { clock, wanted, files, keep_again: None, under_way: None }
+        Self { clock, wanted, files, again: None, is_unread: false, under_way: None }
     }
 
     /// Takes a step after those that wait.
@@ -84,7 +101,7 @@ impl Assigning {
         if self.wanted.len() < MOST_WAITING {
             self.wanted.push_back(step);
         } else {
-            tracing::warn!(?step, "a step of the enrolment is left out, because its disk hangs");
+            tracing::warn!("a step of the enrolment is left out, because its disk hangs: {}", step.what());
         }
     }
 
@@ -95,13 +112,13 @@ impl Assigning {
 
     /// When to call [`Self::look`] next.
     pub(super) fn wake(&self) -> Option<Instant> {
-        self.keep_again.filter(|_| !self.is_busy())
+        self.again.filter(|_| !self.is_busy())
     }
 
-    /// Keeps an assignment that could not be kept before.
+    /// Tries again what could not be done.
     pub(super) fn look(&mut self) {
-        self.keep_again = None;
-        self.want(EnrolmentStep::KeepAgain);
+        self.again = None;
+        self.want(EnrolmentStep::Again);
     }
 
     /// Takes a step for the device of `config`, in a thread of its own, and waits until it is done. Without one, it
@@ -110,20 +127,23 @@ impl Assigning {
         if self.under_way.is_none()
             && let Some(step) = self.wanted.pop_front()
         {
-            let (config, files, clock) = (config.clone(), self.files, self.clock);
-            self.under_way = Some(tokio::task::spawn_blocking(move || take(config, step, files, clock)));
+            let (config, clock) = (config.clone(), self.clock);
+            let before = SeenFiles { stamps: self.files, is_unread: self.is_unread };
+            self.under_way = Some(tokio::task::spawn_blocking(move || take(config, step, before, clock)));
         }
         let Some(task) = &mut self.under_way else { return std::future::pending().await };
         let ended = task.await;
         self.under_way = None;
         match ended {
             Ok(reassigned) => {
-                if matches!(reassigned.terms, Some(Ok(_))) {
-                    self.files = reassigned.files;
+                match (&reassigned.terms, &reassigned.step) {
+                    (Some(Ok(_)), _) => (self.files, self.is_unread) = (reassigned.files, false),
+                    (Some(Err(_)), EnrolmentStep::LookAtFiles) | (None, _) => {}
+                    (Some(Err(_)), _) => self.is_unread = true,
                 }
                 let is_kept = reassigned.provisioning.as_ref().is_none_or(|enrolled| enrolled.is_kept);
-                let again = self.keep_again.unwrap_or_else(|| Instant::now() + KEEP_AGAIN);
-                self.keep_again = (!is_kept).then_some(again);
+                let again = self.again.unwrap_or_else(|| Instant::now() + AGAIN);
+                self.again = (self.is_unread || !is_kept).then_some(again);
                 reassigned
             }
             Err(error) => unreachable!("a panic ends the process, and nothing aborts this task: {error}"),
@@ -131,13 +151,15 @@ impl Assigning {
     }
 }
 
-/// Changes in the disk's order, and reads what to sign in with. `before`: the files as they were.
-fn take(
-    mut config: Config,
-    step: EnrolmentStep,
-    before: Option<FileStamps>,
-    clock: fn() -> SystemTime,
-) -> Reassigned {
+/// The files as they were before a step.
+struct SeenFiles {
+    stamps: Option<FileStamps>,
+    /// Whether they are to be read even if they are the same.
+    is_unread: bool,
+}
+
+/// Changes in the disk's order, and reads what to sign in with.
+fn take(mut config: Config, step: EnrolmentStep, before: SeenFiles, clock: fn() -> SystemTime) -> Reassigned {
     if let EnrolmentStep::Assigned { enrolment, .. } = &step
         && config.provisioning.as_ref().is_none_or(|own| !own.enrolment.is_registered_as(enrolment))
     {
@@ -150,7 +172,7 @@ fn take(
             trouble,
             provisioning,
             terms: None,
-            files: before,
+            files: before.stamps,
         };
     }
     let mut trouble = None;
@@ -163,12 +185,18 @@ fn take(
                 let kept = provisioning.write().map_err(|reason| {
                     format!("the assignment is used, but not kept yet; the agent goes on trying: {reason}")
                 });
-                kept.and(if issued.is_empty() { Ok(()) } else { provisioning.issued(&issued) })
+                let issued = if issued.is_empty() { Ok(()) } else { provisioning.issued(&issued) };
+                // Each counts without the other one.
+                match (kept, issued) {
+                    (Err(one), Err(other)) => Err(format!("{one}; {other}")),
+                    (kept, issued) => kept.and(issued),
+                }
             }
             EnrolmentStep::Issued(chain) => provisioning.issued(chain),
             EnrolmentStep::TakeUp => provisioning.take_up().and_then(|()| provisioning.prepare()),
-            EnrolmentStep::NewKey => provisioning.begin(),
-            EnrolmentStep::KeepAgain => provisioning.write(),
+            EnrolmentStep::NewKey { refused } => provisioning.begin(*refused),
+            EnrolmentStep::Again if provisioning.is_kept => Ok(()),
+            EnrolmentStep::Again => provisioning.write(),
             EnrolmentStep::LookAtFiles => Ok(()),
         };
         trouble = done.err();
@@ -177,8 +205,9 @@ fn take(
     // Taken before the files are read: see `new`.
     let files = stamps(&config);
     let is_same = match step {
-        EnrolmentStep::KeepAgain => true,
-        EnrolmentStep::LookAtFiles => files == before,
+        _ if before.is_unread => false,
+        EnrolmentStep::Again => true,
+        EnrolmentStep::LookAtFiles => files == before.stamps,
         _ => false,
     };
     let terms = (!is_same).then(|| RoleTerms::read(&config, clock));
@@ -197,14 +226,21 @@ fn stamps(config: &Config) -> Option<FileStamps> {
     Some([stamp(certificate)?, stamp(private_key)?])
 }
 
-/// An assignment that could not be kept before is on disk, or still is not.
-pub(super) fn kept_again(desk: &mut Desk, reassigned: Reassigned) {
-    match (reassigned.trouble, reassigned.provisioning) {
-        (None, Some(provisioning)) => {
-            tracing::info!("the assignment is kept now");
-            desk.rules.reassign(provisioning);
-        }
-        (trouble, _) => tracing::debug!(trouble, "the assignment is still not kept"),
+/// What could not be done before is done now, or still is not.
+pub(super) fn tried_again(desk: &mut Desk, reassigned: Reassigned) {
+    let Reassigned { trouble, provisioning, terms, .. } = reassigned;
+    tracing::debug!(trouble, "tried again what could not be done");
+    let was_kept = |desk: &Desk| desk.rules.config().provisioning.as_ref().is_none_or(|now| now.is_kept);
+    if let Some(provisioning) = provisioning.filter(|provisioning| provisioning.is_kept)
+        && !was_kept(desk)
+    {
+        tracing::info!("the assignment is kept now");
+        desk.rules.reassign(provisioning);
+    }
+    match terms {
+        Some(Ok(terms)) => drop(desk.sessions.change(terms)),
+        Some(Err(error)) => tracing::debug!(%error, "the device still cannot sign in with what it was given"),
+        None => {}
     }
 }
 
@@ -214,19 +250,21 @@ pub(super) fn moved(desk: &mut Desk, reassigned: Reassigned) {
     if let Some(reason) = trouble {
         tracing::error!("{reason}");
     }
+    // First, and whatever comes next: the disk has it.
+    if let Some(provisioning) = provisioning {
+        desk.rules.reassign(provisioning);
+    }
     let terms = match terms {
         Some(Ok(terms)) => terms,
         None => return,
         Some(Err(error)) => {
-            return tracing::error!(%error, "the device cannot sign in with what it was given");
+            let again_in_s = AGAIN.as_secs();
+            return tracing::error!(%error, again_in_s, "the device cannot sign in with what it was given");
         }
     };
     if let EnrolmentStep::Assigned { assignment, .. } = &step {
         let Assignment { hub, device_id, .. } = &**assignment;
         tracing::info!(%hub, device_id, "assigned by the provisioning service");
-    }
-    if let Some(provisioning) = provisioning {
-        desk.rules.reassign(provisioning);
     }
     match &step {
         EnrolmentStep::Assigned { assignment, .. } if !assignment.issued.is_empty() => {

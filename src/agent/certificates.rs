@@ -31,6 +31,9 @@ const MOST_AT_HUB: u32 = 3;
 /// How long an answer of the hub is waited for, as in Microsoft's C SDK, and at most a tenth of the certificate's life.
 /// Source: wire reference 12.6.
 const ANSWER_LIMIT: Duration = Duration::from_secs(180);
+/// A device without any certificate of the service works with what it enrolled with. The service is asked for the first
+/// one again after this time, and up to twice that: each time, the device leaves its hub.
+const FIRST_PAUSE: Duration = Duration::from_secs(6 * 60 * 60);
 /// The time between two attempts: a hundredth of the certificate's life within these limits, and up to twice that.
 const SPACING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60 * 60));
 
@@ -43,20 +46,50 @@ pub(super) struct Certificates {
     configured: Option<CertificateFacts>,
     /// When it is renewed, if the service issues it.
     renewal: Option<SystemTime>,
+    /// The certificate of the last sign-in.
+    proven: Option<CertificateFacts>,
+    /// One whose sign-in has failed. If another one signs in next, that was not the network.
+    suspect: Option<CertificateFacts>,
+    /// One that the hub has refused.
+    refused: Option<CertificateFacts>,
+    /// Whether the hub takes requests on the present connection.
+    hub_issues: bool,
     attempts: Attempts,
+    /// When hub or service was last asked. A certificate that is due as soon as it is there must not lead to the next
+    /// question at once.
+    asked: Option<Instant>,
+    haste: Haste,
+    /// When a change of the files may be tried again.
+    write_again: Option<Instant>,
     /// The files of a pair that another program renews, if the device signs in with one.
     files: Option<FileLook>,
     warned: Option<Instant>,
     look_at: Option<Instant>,
 }
 
-/// Attempts to get the next certificate.
+/// Attempts to get the next certificate, since the last one that was successful.
 #[derive(Debug, Default)]
 struct Attempts {
     failed: u32,
+    /// How many of them failed at the hub since the service was asked.
+    at_hub: u32,
     not_before: Option<Instant>,
+    /// Who has not answered yet. At [`Self::not_before`] that has failed.
+    awaited: Option<Issuer>,
+    /// Whether the hub said that it is at it: then it may take longer, once.
+    is_accepted: bool,
     /// Whether the next request replaces one that is under way.
     replaces: bool,
+}
+
+/// Whether a certificate was due for renewal as soon as it was there.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    #[default]
+    No,
+    /// A certificate that was asked for is in use, and its dates were not looked at yet.
+    Unknown,
+    Told,
 }
 
 /// The look at the files of a pair.
@@ -78,14 +111,21 @@ pub(super) enum NextState {
     /// A certificate can be asked for.
     Asked,
     /// It is there, and is being signed in with.
-    Issued,
+    Issued(CertificateFacts),
 }
 
 /// What to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CertificateWish {
-    MakeKey,
-    AskHub { replaces: bool },
+    /// In place of a pair that the hub has refused, or of none.
+    MakeKey {
+        refused: Option<CertificateFacts>,
+    },
+    /// The next pair has signed in: it becomes the current one.
+    TakeUp,
+    AskHub {
+        replaces: bool,
+    },
     AskService,
     LookAtFiles,
 }
@@ -97,6 +137,8 @@ pub(super) enum Issuer {
     Unavailable,
     Hub,
     Service,
+    /// The service, for a device that has no certificate of it.
+    First,
 }
 
 impl Certificates {
@@ -112,15 +154,53 @@ impl Certificates {
         self.look_at = Some(now);
     }
 
-    /// The device has signed in with this certificate.
-    pub(super) fn signed_in(&mut self, in_use: Option<CertificateFacts>) {
+    /// The device has signed in with this certificate. `hub_issues`: whether the hub takes requests for the next one.
+    pub(super) fn signed_in(&mut self, in_use: Option<CertificateFacts>, hub_issues: bool) {
         self.take(in_use);
-        self.look_at = Some(Instant::now());
+        (self.proven, self.hub_issues) = (in_use, hub_issues);
+        match self.suspect.take() {
+            Some(suspect) if Some(suspect) != in_use => self.refused(suspect),
+            _ => self.refused = self.refused.filter(|refused| Some(*refused) != in_use),
+        }
+        self.look_soon();
+    }
+
+    /// The device could not sign in with this certificate, which the service had issued, and tries the earlier one.
+    pub(super) fn suspect(&mut self, certificate: CertificateFacts) {
+        self.suspect = Some(certificate);
+    }
+
+    /// The provisioning service has answered. It is asked when the hub refuses the earlier certificate, too: as long as
+    /// the suspect one is there, no other can be asked for.
+    pub(super) fn registered(&mut self) {
+        if let Some(suspect) = self.suspect.take() {
+            self.refused(suspect);
+        }
+    }
+
+    /// The hub has refused this certificate, which the service had issued.
+    pub(super) fn refused(&mut self, certificate: CertificateFacts) {
+        self.refused = Some(certificate);
+        self.failed(false);
+        self.look_soon();
+    }
+
+    fn look_soon(&mut self) {
+        (self.write_again, self.look_at) = (None, Some(Instant::now()));
+    }
+
+    /// Whether the hub takes requests on the present connection.
+    pub(super) fn hub_issues(&self) -> bool {
+        self.hub_issues
     }
 
     fn take(&mut self, in_use: Option<CertificateFacts>) {
         if in_use != self.in_use {
             (self.in_use, self.warned, self.attempts) = (in_use, None, Attempts::default());
+            self.attempts.not_before = self.asked.map(|at| at + self.spacing());
+            if self.asked.is_some() && self.haste == Haste::No {
+                self.haste = Haste::Unknown;
+            }
             let share = RENEWED_AT + RENEWAL_JITTER * fastrand::f64();
             self.renewal = in_use.map(|facts| facts.at(share));
         }
@@ -147,28 +227,54 @@ impl Certificates {
         next: NextState,
         issuer: Issuer,
     ) -> Option<CertificateWish> {
-        let may_try = self.attempts.not_before.is_none_or(|at| at <= now);
+        match next {
+            NextState::Issued(_) => self.attempts.awaited = None,
+            _ if self.attempts.not_before.is_some_and(|at| at <= now) => self.miss(),
+            _ => {}
+        }
         let is_due = self.renewal.is_some_and(|at| at <= time);
+        if self.haste == Haste::Unknown {
+            self.haste = if is_due { Haste::Told } else { Haste::No };
+            if is_due {
+                tracing::error!(
+                    "the certificate that was just issued is due for renewal already: set this machine's clock (NTP), or \
+                     look at the authority"
+                );
+            }
+        }
+        if (next, issuer) == (NextState::Asked, Issuer::First) {
+            let pause = FIRST_PAUSE.mul_f64(1.0 + fastrand::f64());
+            self.attempts.not_before.get_or_insert(now + pause);
+        }
+        let may_try = self.attempts.not_before.is_none_or(|at| at <= now);
+        let may_write = self.write_again.is_none_or(|at| at <= now);
         let wish = match next {
-            NextState::Absent if may_try => Some(CertificateWish::MakeKey),
-            NextState::Asked if may_try && is_due => match issuer {
-                Issuer::Unavailable => None,
-                Issuer::Hub if self.attempts.failed < MOST_AT_HUB => {
+            NextState::Absent if may_write => Some(CertificateWish::MakeKey { refused: None }),
+            NextState::Issued(facts) if may_write && self.refused == Some(facts) => {
+                Some(CertificateWish::MakeKey { refused: Some(facts) })
+            }
+            NextState::Issued(facts) if may_write && self.proven == Some(facts) => {
+                Some(CertificateWish::TakeUp)
+            }
+            NextState::Asked if may_try => match issuer {
+                Issuer::First => Some(CertificateWish::AskService),
+                Issuer::Hub if is_due && self.attempts.at_hub < MOST_AT_HUB => {
                     Some(CertificateWish::AskHub { replaces: self.attempts.replaces })
                 }
-                Issuer::Hub | Issuer::Service => Some(CertificateWish::AskService),
+                Issuer::Hub | Issuer::Service if is_due => Some(CertificateWish::AskService),
+                _ => None,
             },
             _ => None,
         };
         match wish {
             // Until the answer comes, or is missing for too long.
-            Some(CertificateWish::AskHub { .. }) => {
-                self.attempts.not_before = Some(now + self.answer_limit())
-            }
+            Some(CertificateWish::AskHub { .. }) => self.await_answer(now, Issuer::Hub, self.patience()),
             Some(CertificateWish::AskService) => {
-                self.attempts = Attempts { not_before: Some(now + self.spacing()), ..Attempts::default() };
+                (self.attempts.at_hub, self.attempts.replaces) = (0, false);
+                let pause = if issuer == Issuer::First { FIRST_PAUSE } else { Duration::ZERO };
+                self.await_answer(now, Issuer::Service, self.spacing().max(pause));
             }
-            Some(_) => self.attempts.not_before = Some(now + self.spacing()),
+            Some(_) => self.write_again = Some(now + self.spacing()),
             None => {}
         }
         let wish = match &mut self.files {
@@ -184,6 +290,7 @@ impl Certificates {
 
     fn next_look(&self, now: Instant, time: SystemTime, next: NextState) -> Option<Instant> {
         let until = |at: SystemTime| now + at.duration_since(time).unwrap_or_default();
+        let write = self.write_again.filter(|at| *at > now && next != NextState::Unwanted);
         let renewal = match (next, self.attempts.not_before) {
             (NextState::Unwanted, _) => None,
             (_, Some(at)) if at > now => Some(at),
@@ -191,24 +298,50 @@ impl Certificates {
         };
         let files = self.files.map(|files| files.at.max(now + UNFIT_LOOK));
         let clock = (self.in_use.is_some() || next != NextState::Unwanted).then_some(now + LOOK);
-        [renewal, files, clock].into_iter().flatten().min()
+        [write, renewal, files, clock].into_iter().flatten().min()
+    }
+
+    fn await_answer(&mut self, now: Instant, of: Issuer, within: Duration) {
+        let Attempts { not_before, awaited, is_accepted, .. } = &mut self.attempts;
+        (*not_before, *awaited, *is_accepted) = (Some(now + within), Some(of), false);
+        self.asked = Some(now);
+    }
+
+    /// An attempt whose answer has not come in time has failed, too.
+    fn miss(&mut self) {
+        let Some(of) = self.attempts.awaited.take() else { return };
+        self.attempts.failed += 1;
+        if of == Issuer::Hub {
+            tracing::warn!("the hub has not answered the request for a certificate in time");
+            (self.attempts.at_hub, self.attempts.replaces) = (self.attempts.at_hub + 1, true);
+        }
     }
 
     /// An attempt has failed. `replaces`: the next one must replace a request that is under way.
     pub(super) fn failed(&mut self, replaces: bool) {
         let at = Instant::now() + self.spacing();
-        self.attempts.failed += 1;
-        (self.attempts.not_before, self.attempts.replaces) = (Some(at), replaces);
+        let Attempts { failed, at_hub, .. } = self.attempts;
+        self.attempts = Attempts {
+            failed: failed + 1,
+            at_hub: at_hub + 1,
+            not_before: Some(at),
+            replaces,
+            ..Attempts::default()
+        };
         self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
     }
 
-    /// The hub is at it.
+    /// The hub is at it. That prolongs the wait for the certificate once.
     pub(super) fn accepted(&mut self) {
-        self.attempts.not_before = Some(Instant::now() + self.answer_limit().max(self.spacing()));
+        if !std::mem::replace(&mut self.attempts.is_accepted, true) {
+            self.attempts.not_before = Some(Instant::now() + self.patience());
+        }
     }
 
-    fn answer_limit(&self) -> Duration {
-        self.in_use.map_or(ANSWER_LIMIT, |facts| (facts.life() / 10).clamp(SPACING.0, ANSWER_LIMIT))
+    /// How long the hub may take to answer.
+    fn patience(&self) -> Duration {
+        let limit = self.in_use.map_or(ANSWER_LIMIT, |facts| facts.life() / 10);
+        limit.clamp(SPACING.0, ANSWER_LIMIT).max(self.spacing())
     }
 
     fn spacing(&self) -> Duration {
@@ -225,8 +358,9 @@ impl Certificates {
         now.duration_since(since) >= UNFIT_FOR && !std::mem::replace(&mut files.told, true)
     }
 
-    /// The files fit together.
-    pub(super) fn fit(&mut self) {
+    /// The files fit together. `certificate`: as for [`Self::configured`].
+    pub(super) fn fit(&mut self, certificate: Option<CertificateFacts>) {
+        self.configured = certificate;
         if let Some(files) = &mut self.files {
             (files.unfit_since, files.told) = (None, false);
         }
@@ -250,132 +384,4 @@ impl Certificates {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn time(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    /// A certificate from 1000 to 2000 seconds.
-    fn facts(number: u8) -> CertificateFacts {
-        CertificateFacts { fingerprint: [number; 32], not_before: time(1000), not_after: time(2000) }
-    }
-
-    fn in_use() -> Certificates {
-        let mut certificates = Certificates::default();
-        certificates.signed_in(Some(facts(1)));
-        certificates
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_hub_is_asked_at_80_to_85_percent_of_the_life_and_again_after_a_pause() {
-        let mut it = in_use();
-        let look = |it: &mut Certificates, seconds| {
-            it.look(Instant::now(), time(seconds), NextState::Asked, Issuer::Hub)
-        };
-        assert_eq!(look(&mut it, 1799), None);
-        let ask = Some(CertificateWish::AskHub { replaces: false });
-        assert_eq!(look(&mut it, 1851), ask);
-        assert_eq!(look(&mut it, 1852), None, "an answer is awaited");
-        it.failed(true);
-        tokio::time::advance(Duration::from_secs(9)).await;
-        assert_eq!(look(&mut it, 1860), None, "a hundredth of the life is 10 s");
-        tokio::time::advance(Duration::from_secs(12)).await;
-        assert_eq!(look(&mut it, 1872), Some(CertificateWish::AskHub { replaces: true }));
-        // Without any answer it is asked again, too.
-        tokio::time::advance(Duration::from_secs(99)).await;
-        assert_eq!(look(&mut it, 1900), None, "a tenth of the life is 100 s");
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(look(&mut it, 1900), Some(CertificateWish::AskHub { replaces: true }));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_hub_that_refuses_three_times_leads_to_the_service_and_that_at_a_pace() {
-        let mut it = in_use();
-        let mut asked = Vec::new();
-        for _second in 0..600 {
-            match it.look(Instant::now(), time(1900), NextState::Asked, Issuer::Hub) {
-                Some(CertificateWish::AskHub { .. }) => {
-                    asked.push('h');
-                    it.failed(false);
-                }
-                Some(CertificateWish::AskService) => asked.push('s'),
-                other => assert_eq!(other, None),
-            }
-            tokio::time::advance(Duration::from_secs(1)).await;
-        }
-        let asked = String::from_iter(asked);
-        assert!(asked.starts_with("hhhshhhs") && (30..=60).contains(&asked.len()), "{asked}");
-        let mut over_amqp = in_use();
-        let wish = over_amqp.look(Instant::now(), time(1900), NextState::Asked, Issuer::Service);
-        assert_eq!(wish, Some(CertificateWish::AskService));
-        assert_eq!(in_use().look(Instant::now(), time(1900), NextState::Asked, Issuer::Unavailable), None);
-        assert_eq!(in_use().look(Instant::now(), time(1900), NextState::Issued, Issuer::Hub), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_missing_key_is_made_whenever_the_disk_may_have_room_again() {
-        let mut it = in_use();
-        let look =
-            |it: &mut Certificates| it.look(Instant::now(), time(1100), NextState::Absent, Issuer::Hub);
-        assert_eq!(look(&mut it), Some(CertificateWish::MakeKey));
-        assert_eq!(look(&mut it), None);
-        tokio::time::advance(Duration::from_secs(21)).await;
-        assert_eq!(look(&mut it), Some(CertificateWish::MakeKey));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_look_is_never_far_and_never_at_once_again() {
-        let mut it = in_use();
-        for seconds in [0, 1000, 1799, 1799, 1999, 5000] {
-            for next in [NextState::Unwanted, NextState::Absent, NextState::Asked, NextState::Issued] {
-                it.look(Instant::now(), time(seconds), next, Issuer::Unavailable);
-                let wait = it.wake().expect("a look") - Instant::now();
-                assert!(!wait.is_zero() && wait <= LOOK, "{wait:?} at {seconds}, {next:?}");
-            }
-        }
-        let mut none = Certificates::default();
-        none.configured(None, false);
-        assert_eq!(none.look(Instant::now(), time(0), NextState::Unwanted, Issuer::Unavailable), None);
-        assert_eq!(none.wake(), None, "nothing to look at");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_end_is_told_once_a_day_from_20_percent_on() {
-        let mut it = in_use();
-        let warn = |it: &mut Certificates, seconds, is_issued| {
-            it.warning(Instant::now(), time(seconds), is_issued).is_some()
-        };
-        assert!(!warn(&mut it, 1799, false));
-        assert!(warn(&mut it, 1801, false) && !warn(&mut it, 1999, false));
-        tokio::time::advance(DAY).await;
-        assert!(warn(&mut it, 1999, false));
-        it.signed_in(Some(facts(2)));
-        assert!(!warn(&mut it, 1850, true), "its renewal is under way");
-        it.failed(false);
-        assert!(warn(&mut it, 1850, true), "and has failed once");
-        it.signed_in(Some(facts(3)));
-        assert!(warn(&mut it, 2000, true), "it is over");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_half_written_pair_is_looked_at_again_soon_and_told_once() {
-        let mut it = Certificates::default();
-        it.configured(Some(facts(1)), true);
-        tokio::time::advance(FILE_LOOK).await;
-        let look = |it: &mut Certificates| {
-            it.look(Instant::now(), time(1100), NextState::Unwanted, Issuer::Unavailable)
-        };
-        assert_eq!(look(&mut it), Some(CertificateWish::LookAtFiles));
-        let mut told = 0;
-        for _look in 0..60 {
-            told += u32::from(it.unfit(Instant::now()));
-            tokio::time::advance(UNFIT_LOOK).await;
-            assert_eq!(look(&mut it), Some(CertificateWish::LookAtFiles));
-        }
-        assert_eq!(told, 1);
-        it.fit();
-        assert!(!it.unfit(Instant::now()));
-    }
-}
+mod tests;

@@ -40,7 +40,7 @@ pub(super) fn happened(
                 arrive::arrived(desk, role, delivery);
             }
         }
-        Event::Subscribed { transport, renewal, expiry, certificate } => {
+        Event::Subscribed { transport, renewal, expiry, certificate, issues } => {
             if let Some(view) = desk.watch.board.connection(role) {
                 view.connected(now, transport, renewal, expiry);
             }
@@ -51,7 +51,7 @@ pub(super) fn happened(
                 twin.connected();
             }
             if role == Role::Device {
-                renewing::signed_in(desk, assigning, certificate);
+                renewing::signed_in(desk, certificate, issues);
             }
             recovery::expect_held(desk);
             desk.watch.supervision.subscribed();
@@ -64,10 +64,11 @@ pub(super) fn happened(
             }
         }
         Event::CertificateRefused { certificate, goes_back, reason } => {
-            renewing::refused(desk, assigning, certificate, goes_back, &reason);
+            renewing::refused(desk, certificate, goes_back, &reason);
         }
         Event::CertificateAnswer(answer) => renewing::answered(desk, assigning, &answer),
         Event::Assigned { enrolment, assignment } => {
+            desk.certificates.registered();
             assigning.want(EnrolmentStep::Assigned { enrolment, assignment });
         }
         Event::Disconnected { reason } => {

@@ -12,7 +12,7 @@ use crate::certificate::{
     CertificateFacts, CertificateKey, IssuedPairs, NextPair, RenewalAnswer, renewal_body,
 };
 use crate::config::Config;
-use crate::credentials::{DeviceAuth, Transport};
+use crate::credentials::DeviceAuth;
 use crate::message::format_time;
 use crate::session::{CertificateAnswer, PublishError};
 
@@ -33,25 +33,28 @@ pub(super) fn look(desk: &mut Desk, assigning: &mut Assigning) {
     let (now, time) = (Instant::now(), desk.now());
     let config = desk.rules.config();
     let is_issued = pairs(config).is_some_and(|pairs| pairs.file().is_some());
-    let issuer = match desk.watch.board.connection(Role::Device) {
-        Some(view) if view.is_connected() && is_issued => {
-            if config.transport == Transport::Mqtt {
-                Issuer::Hub
-            } else {
-                Issuer::Service
-            }
-        }
-        _ => Issuer::Unavailable,
+    let is_connected = desk.watch.board.connection(Role::Device).is_some_and(|view| view.is_connected());
+    let issuer = match (is_connected, is_issued) {
+        (false, _) => Issuer::Unavailable,
+        (true, false) => Issuer::First,
+        (true, true) if desk.certificates.hub_issues() => Issuer::Hub,
+        (true, true) => Issuer::Service,
     };
     let next = match pairs(config).map(|pairs| &pairs.next) {
         None => NextState::Unwanted,
         Some(NextPair::Absent) => NextState::Absent,
         Some(NextPair::Requested(_)) => NextState::Asked,
-        Some(NextPair::Issued(_)) => NextState::Issued,
+        Some(NextPair::Issued(facts)) => NextState::Issued(*facts),
     };
     match desk.certificates.look(now, time, next, issuer) {
         None => {}
-        Some(CertificateWish::MakeKey) => assigning.want(EnrolmentStep::NewKey),
+        Some(CertificateWish::MakeKey { refused }) => {
+            if refused.is_some() {
+                tracing::warn!("the certificate that the hub refused gives way to a new key");
+            }
+            assigning.want(EnrolmentStep::NewKey { refused });
+        }
+        Some(CertificateWish::TakeUp) => assigning.want(EnrolmentStep::TakeUp),
         Some(CertificateWish::LookAtFiles) => assigning.want(EnrolmentStep::LookAtFiles),
         Some(CertificateWish::AskService) => desk.sessions.register_again(),
         Some(CertificateWish::AskHub { replaces }) => ask_hub(desk, replaces),
@@ -82,9 +85,10 @@ fn ask_hub(desk: &mut Desk, replaces: bool) {
     }
 }
 
-/// The device has signed in with this certificate.
-pub(super) fn signed_in(desk: &mut Desk, assigning: &mut Assigning, certificate: Option<CertificateFacts>) {
-    desk.certificates.signed_in(certificate);
+/// The device has signed in with this certificate. `hub_issues`: whether the hub takes requests for the next one.
+pub(super) fn signed_in(desk: &mut Desk, certificate: Option<CertificateFacts>, hub_issues: bool) {
+    // The next look takes the pair up, or makes another key in its place, as often as the disk needs.
+    desk.certificates.signed_in(certificate, hub_issues);
     let next = pairs(desk.rules.config()).map(|pairs| &pairs.next);
     if let (Some(NextPair::Issued(facts)), Some(certificate)) = (next, certificate)
         && *facts == certificate
@@ -94,30 +98,29 @@ pub(super) fn signed_in(desk: &mut Desk, assigning: &mut Assigning, certificate:
             until,
             "signed in with the certificate that was issued: it takes the place of the earlier one"
         );
-        assigning.want(EnrolmentStep::TakeUp);
     }
 }
 
 /// The hub has refused a certificate that has never signed in.
-pub(super) fn refused(
-    desk: &mut Desk,
-    assigning: &mut Assigning,
-    certificate: CertificateFacts,
-    goes_back: bool,
-    reason: &str,
-) {
+pub(super) fn refused(desk: &mut Desk, certificate: CertificateFacts, goes_back: bool, reason: &str) {
     let what_next = match goes_back {
         true => "the earlier one is used, from memory: after a restart it would be the refused one",
         false => "there is no earlier one",
     };
     match pairs(desk.rules.config()).map(|pairs| &pairs.next) {
         Some(NextPair::Issued(facts)) if *facts == certificate => {
+            if goes_back {
+                tracing::warn!(
+                    reason,
+                    "no sign-in with the certificate that was issued: trying the earlier one"
+                );
+                return desk.certificates.suspect(certificate);
+            }
             tracing::error!(
                 reason,
                 "the hub refused the certificate that was issued: another one is asked for"
             );
-            desk.certificates.failed(false);
-            assigning.want(EnrolmentStep::NewKey);
+            desk.certificates.refused(certificate);
         }
         _ if pair_of_another(desk.rules.config()).is_some() => {
             tracing::error!(reason, "the hub refused the certificate in the files: {what_next}");
@@ -162,10 +165,8 @@ pub(super) fn published(desk: &mut Desk, result: &Result<(), PublishError>) {
 pub(super) fn done(desk: &mut Desk, reassigned: Reassigned) {
     match &reassigned.step {
         EnrolmentStep::LookAtFiles => return looked(desk, reassigned),
-        EnrolmentStep::KeepAgain => return assigning::kept_again(desk, reassigned),
-        EnrolmentStep::Issued(_) | EnrolmentStep::NewKey if reassigned.trouble.is_some() => {
-            desk.certificates.failed(false);
-        }
+        EnrolmentStep::Again => return assigning::tried_again(desk, reassigned),
+        EnrolmentStep::Issued(_) if reassigned.trouble.is_some() => desk.certificates.failed(false),
         _ => {}
     }
     assigning::moved(desk, reassigned);
@@ -178,15 +179,18 @@ fn looked(desk: &mut Desk, reassigned: Reassigned) {
     }
     match reassigned.terms {
         Some(Ok(terms)) => {
-            desk.certificates.fit();
-            if desk.sessions.change(terms) {
+            let changed = desk.sessions.change(terms);
+            desk.certificates.fit(desk.sessions.certificate());
+            if changed {
                 tracing::info!("the files of the certificate have changed: signing in with the new pair");
             }
         }
+        // The files are again as they were.
+        None => desk.certificates.fit(desk.sessions.certificate()),
         Some(Err(error)) if desk.certificates.unfit(Instant::now()) => {
             tracing::warn!(%error, "the certificate's files have changed and cannot be used: the earlier pair stays");
         }
-        None | Some(Err(_)) => {}
+        Some(Err(_)) => {}
     }
 }
 

@@ -246,6 +246,7 @@ fn issuing(config: &Config, role: Role, identity: &DeviceIdentity) -> session::I
         matches!(&identity.auth, DeviceAuth::Certificate { certificate, .. } if own == Some(certificate));
     let pair = |file: &Path| ClientCertificate { certificate: file.to_owned(), private_key: file.to_owned() };
     session::Issuing {
+        is_issued,
         at_hub: is_issued && config.transport == Transport::Mqtt,
         csr: provisioning.csr(),
         earlier: pairs.earlier_file().filter(|_| is_issued).map(pair),

@@ -18,6 +18,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
 use super::chain::IssuedChain;
 use super::facts::CertificateFacts;
 use super::pem::pem_blocks;
@@ -59,10 +62,21 @@ pub enum NextPair {
     Issued(CertificateFacts),
 }
 
+impl NextPair {
+    fn of(kept: Option<KeptPair>) -> Self {
+        match kept {
+            Some((_, Some(facts))) => Self::Issued(facts),
+            Some((key, None)) => Self::Requested(key),
+            None => Self::Absent,
+        }
+    }
+}
+
 impl IssuedPairs {
     /// Reads what is kept beside the inbox for a registration, which `title` names in one line. Apart from root and the
-    /// user who runs this, `owner` may own the files, and gets them.
-    pub fn read(inbox: &Path, title: &str, owner: Option<u32>) -> Self {
+    /// user who runs this, `owner` may own the files, and gets them. `fits` says why TLS does not take a pair, in PEM: one
+    /// that it does not take counts for nothing, so that the earlier one signs in.
+    pub fn read(inbox: &Path, title: &str, owner: Option<u32>, fits: fn(&str) -> Result<(), String>) -> Self {
         let beside = |suffix: &str| {
             let mut file = inbox.as_os_str().to_owned();
             file.push(suffix);
@@ -77,7 +91,7 @@ impl IssuedPairs {
             passed_over: Vec::new(),
             owner,
         };
-        let [current, next] = [&pairs.current_file, &pairs.next_file].map(|file| pairs.read_file(file));
+        let [current, next] = [&pairs.current_file, &pairs.next_file].map(|file| pairs.read_file(file, fits));
         let understood = |read: Result<_, String>, passed_over: &mut Vec<String>| {
             read.unwrap_or_else(|reason| {
                 passed_over.push(reason);
@@ -85,11 +99,7 @@ impl IssuedPairs {
             })
         };
         pairs.current = understood(current, &mut pairs.passed_over).and_then(|(_, facts)| facts);
-        pairs.next = match understood(next, &mut pairs.passed_over) {
-            Some((_, Some(facts))) => NextPair::Issued(facts),
-            Some((key, None)) => NextPair::Requested(key),
-            None => NextPair::Absent,
-        };
+        pairs.next = NextPair::of(understood(next, &mut pairs.passed_over));
         pairs
     }
 
@@ -115,15 +125,31 @@ impl IssuedPairs {
         }
     }
 
+    /// The certificate of the next pair, if it has one.
+    pub fn untried(&self) -> Option<CertificateFacts> {
+        match self.next {
+            NextPair::Issued(facts) => Some(facts),
+            _ => None,
+        }
+    }
+
     /// Keeps a new key, in place of the next pair if there is one. May block.
     ///
     /// # Errors
-    /// Why there is no key on disk, in one sentence. What was there before still is.
+    /// Why there is no key on disk, in one sentence. What was there before still is, or a power cut may bring it back, as
+    /// [`Self::next`] says.
     pub fn begin(&mut self) -> Result<(), String> {
         let key = CertificateKey::generate().map_err(|error| format!("there is no new key: {error}"))?;
         self.write(&key.to_pem())?;
         self.next = NextPair::Requested(key);
-        Ok(())
+        self.sync(&self.next_file)
+    }
+
+    /// Whether the next pair has this chain already, in base64 of DER: the hub may send it twice.
+    pub fn has(&self, chain: &[String]) -> bool {
+        let own = chain.first().and_then(|own| BASE64_STANDARD.decode(own).ok());
+        let facts = own.and_then(|own| CertificateFacts::read(&own));
+        matches!((&self.next, facts), (NextPair::Issued(next), Some(facts)) if *next == facts)
     }
 
     /// Keeps the chain that was issued for the key. May block.
@@ -134,44 +160,61 @@ impl IssuedPairs {
         let key = self.key().ok_or("there is no key that it could be for")?;
         self.write(&(key.to_pem() + &chain.to_pem()))?;
         self.next = NextPair::Issued(chain.facts());
-        Ok(())
+        self.sync(&self.next_file)
     }
 
     /// The next pair has signed in: it becomes the current one. May block.
     ///
     /// # Errors
-    /// As [`Self::begin`].
+    /// As [`Self::begin`]. If only the sync fails, the pair has its new name all the same, as [`Self::current`] says. If
+    /// another process has written the next pair, that one is [`Self::next`].
     pub fn take_up(&mut self) -> Result<(), String> {
         let NextPair::Issued(facts) = self.next else { return Ok(()) };
-        let renamed = fs::rename(&self.next_file, &self.current_file)
-            .and_then(|()| trust::sync_directory(trust::directory_of(&self.current_file)));
-        renamed.map_err(|error| unwritten(&self.current_file, &error))?;
+        let found = self.read_file(&self.next_file, |_| Ok(()))?;
+        if !matches!(found, Some((_, Some(found))) if found == facts) {
+            self.next = NextPair::of(found);
+            let file = self.next_file.display();
+            return Err(format!(
+                "{file} has another pair than the one that signed in: another process wrote it"
+            ));
+        }
+        fs::rename(&self.next_file, &self.current_file)
+            .map_err(|error| unwritten(&self.current_file, &error))?;
         (self.current, self.next) = (Some(facts), NextPair::Absent);
-        Ok(())
+        self.sync(&self.current_file)
     }
 
     fn write(&self, text: &str) -> Result<(), String> {
         let text = format!("{}\n{text}", self.title);
-        let written = trust::replace_as(&self.next_file, text.as_bytes(), self.owner)
-            .and_then(|()| trust::sync_directory(trust::directory_of(&self.next_file)));
-        written.map_err(|error| unwritten(&self.next_file, &error))
+        trust::replace_as(&self.next_file, text.as_bytes(), self.owner)
+            .map_err(|error| unwritten(&self.next_file, &error))
+    }
+
+    /// Until the new name of a file is on disk, a power cut may bring the earlier one back.
+    fn sync(&self, file: &Path) -> Result<(), String> {
+        trust::sync_directory(trust::directory_of(file)).map_err(|error| unwritten(file, &error))
     }
 
     /// The key in a file, and the dates of the certificate if one follows it. None if there is no file.
-    fn read_file(&self, file: &Path) -> Result<Option<KeptPair>, String> {
+    fn read_file(
+        &self,
+        file: &Path,
+        fits: fn(&str) -> Result<(), String>,
+    ) -> Result<Option<KeptPair>, String> {
         let read = trust::read_own(file, MOST_BYTES, self.owner)
-            .and_then(|text| text.map(|text| self.understand(&text)).transpose());
+            .and_then(|text| text.map(|text| self.understand(&text, fits)).transpose());
         read.map_err(|reason| format!("{} counts for nothing: {reason}", file.display()))
     }
 
-    fn understand(&self, text: &str) -> Result<KeptPair, String> {
+    fn understand(&self, text: &str, fits: fn(&str) -> Result<(), String>) -> Result<KeptPair, String> {
         let (title, blocks) = text.split_once('\n').unwrap_or((text, ""));
         if title != self.title {
             let whose: String = title.chars().take(120).flat_map(char::escape_debug).collect();
             return Err(format!("it is of another registration (\"{whose}\")"));
         }
         let damaged = || "it is damaged".to_owned();
-        let mut blocks = pem_blocks(blocks).ok_or_else(damaged)?.into_iter();
+        let pair = blocks;
+        let mut blocks = pem_blocks(pair).ok_or_else(damaged)?.into_iter();
         let key =
             blocks.next().and_then(|(_, der)| CertificateKey::from_pkcs8(&der).ok()).ok_or_else(damaged)?;
         let Some((_, own)) = blocks.next() else { return Ok((key, None)) };
@@ -179,6 +222,7 @@ impl IssuedPairs {
         if subject.public != key.public() {
             return Err("its certificate is for another key".to_owned());
         }
+        fits(pair)?;
         Ok((key, Some(facts)))
     }
 }
@@ -190,8 +234,11 @@ fn unwritten(file: &Path, error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base64::Engine as _;
     use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
+
+    fn read(inbox: &Path, title: &str) -> IssuedPairs {
+        IssuedPairs::read(inbox, title, None, crate::tls::check_pem_pair)
+    }
 
     fn chain(key: &CertificateKey) -> IssuedChain {
         let own = KeyPair::from_pem(&key.to_pem()).expect("a key");
@@ -199,7 +246,7 @@ mod tests {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "d");
         let der = params.signed_by(&own, &authority).expect("signed").der().to_vec();
-        let members = [base64::prelude::BASE64_STANDARD.encode(der)];
+        let members = [BASE64_STANDARD.encode(der)];
         IssuedChain::read(&members, key, &["d"]).expect("a chain")
     }
 
@@ -220,7 +267,7 @@ mod tests {
     fn each_step_is_read_again_and_always_leaves_a_pair_that_works() {
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("inbox.journal");
-        let again = || IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
+        let again = || read(&inbox, "reg-01 of 0ne1");
         let mut pairs = again();
         assert_eq!((pairs.file(), pairs.next.clone()), (None, NextPair::Absent));
         let first = issue(&mut pairs);
@@ -254,7 +301,7 @@ mod tests {
     fn a_torn_write_changes_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("inbox.journal");
-        let mut pairs = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
+        let mut pairs = read(&inbox, "reg-01 of 0ne1");
         issue(&mut pairs);
         pairs.take_up().expect("renamed");
         for step in [false, true] {
@@ -265,7 +312,7 @@ mod tests {
             let whole = fs::read(pairs.file().expect("a pair")).expect("read");
             for length in [0, 1, whole.len() / 2, whole.len()] {
                 fs::write(&torn, &whole[..length]).expect("written");
-                assert_eq!(IssuedPairs::read(&inbox, "reg-01 of 0ne1", None), pairs);
+                assert_eq!(read(&inbox, "reg-01 of 0ne1"), pairs);
             }
             pairs.begin().expect("what is left over is no obstacle");
         }
@@ -276,18 +323,18 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("inbox.journal");
-        let mut pairs = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
+        let mut pairs = read(&inbox, "reg-01 of 0ne1");
         issue(&mut pairs);
         let file = pairs.next_file.clone();
         assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
-        let other = IssuedPairs::read(&inbox, "reg-02 of 0ne1", None);
+        let other = read(&inbox, "reg-02 of 0ne1");
         assert_eq!(other.next, NextPair::Absent);
         assert!(other.passed_over[0].contains("of another registration"), "{:?}", other.passed_over);
 
         let whole = fs::read_to_string(&file).expect("read");
         let said = |text: &str| {
             fs::write(&file, text).expect("written");
-            let read = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
+            let read = read(&inbox, "reg-01 of 0ne1");
             assert_eq!(read.next, NextPair::Absent);
             read.passed_over.concat()
         };
@@ -300,7 +347,7 @@ mod tests {
         assert!(said(&mixed).ends_with("its certificate is for another key"));
         fs::write(&file, &whole).expect("written");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o620)).expect("changed");
-        let read = IssuedPairs::read(&inbox, "reg-01 of 0ne1", None);
+        let read = read(&inbox, "reg-01 of 0ne1");
         assert!(read.passed_over.concat().contains("is writable by users other than its owner"));
     }
 
@@ -308,7 +355,7 @@ mod tests {
     fn a_directory_that_cannot_be_written_is_one_sentence_and_changes_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
         let inbox = dir.path().join("none/inbox.journal");
-        let mut pairs = IssuedPairs::read(&inbox, "r", None);
+        let mut pairs = read(&inbox, "r");
         let before = pairs.clone();
         let said = pairs.begin().expect_err("no directory");
         assert!(

@@ -129,7 +129,9 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<Exit, Failure> {
             );
             return Err(Failure::usage(anyhow!(message)));
         }
-        provisioning.prepare().map_err(|error| anyhow!("no certificate can be asked for: {error}"))?;
+        // A registration without a request could have the hub forget the certificates of the device.
+        let untried = provisioning.pairs.as_ref().and_then(|pairs| pairs.untried());
+        provisioning.begin(untried).map_err(|error| anyhow!("no certificate can be asked for: {error}"))?;
         let enrolment = provisioning.enrolment.clone();
         let (route, transport) = (inspection.route, inspection.transport);
         let settings = EnrolSettings::new(enrolment, inspection.ca_file, route, transport, SystemTime::now);
@@ -143,10 +145,10 @@ pub(super) fn run(args: &ProvisionArgs) -> Result<Exit, Failure> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let issued = assignment.issued.clone();
         provisioning.assign(assignment, now);
-        if !issued.is_empty() {
-            provisioning.issued(&issued).map_err(|error| anyhow!("{error}"))?;
-        }
         provisioning.write().map_err(|error| anyhow!("the device has a hub, but {error}"))?;
+        if !issued.is_empty() {
+            provisioning.issued(&issued).map_err(|error| anyhow!("the device has a hub, but {error}"))?;
+        }
     }
     assigned(&provisioning, asks, args.json)
 }

@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::certificate::{IssuedChain, IssuedPairs, NextPair};
+use crate::certificate::{CertificateFacts, IssuedChain, IssuedPairs, NextPair};
 use crate::credentials::{DeviceAuth, DeviceIdentity, Transport};
 use crate::provisioning::{Assignment, Enrolment};
+use crate::tls;
 use crate::trust;
 
 use super::report::{Place, Report};
@@ -65,7 +66,9 @@ impl Provisioning {
             None
         });
         let title = format!("{} of {}", enrolment.registration_id, enrolment.id_scope);
-        let pairs = enrolment.request_certificate.then(|| IssuedPairs::read(inbox, &title, owner));
+        let pairs = enrolment
+            .request_certificate
+            .then(|| IssuedPairs::read(inbox, &title, owner, tls::check_pem_pair));
         for reason in pairs.iter().flat_map(|pairs| &pairs.passed_over) {
             report.warning(
                 Place::File(file.clone()),
@@ -73,6 +76,11 @@ impl Provisioning {
             );
         }
         Self { enrolment, file, assigned, is_kept: true, pairs, owner }
+    }
+
+    /// Reads the files again: another process may have changed them since.
+    pub(super) fn read_again(&self, inbox: &Path, report: &mut Report) -> Self {
+        Self::kept_by(self.owner, self.enrolment.clone(), inbox, report)
     }
 
     /// Keeps what `present` has and the file has not: a full disk may have kept it from the file.
@@ -111,12 +119,17 @@ impl Provisioning {
         }
     }
 
-    /// Makes a new key, in place of the next pair. May block.
+    /// As [`Self::prepare`]; also makes a key in place of the next pair if that has the certificate `refused`.
     ///
     /// # Errors
     /// As [`Self::prepare`].
-    pub fn begin(&mut self) -> Result<(), String> {
-        self.pairs.as_mut().map_or(Ok(()), IssuedPairs::begin)
+    pub fn begin(&mut self, refused: Option<CertificateFacts>) -> Result<(), String> {
+        match &mut self.pairs {
+            Some(pairs) if matches!(pairs.next, NextPair::Issued(next) if Some(next) == refused) => {
+                pairs.begin()
+            }
+            _ => self.prepare(),
+        }
     }
 
     /// The next pair has signed in. May block.
@@ -138,13 +151,16 @@ impl Provisioning {
     /// # Errors
     /// Why the chain cannot be used or kept. Then what was there before stays in force.
     pub fn issued(&mut self, chain: &[String]) -> Result<(), String> {
-        let Some(pairs) = &mut self.pairs else { return Ok(()) };
+        let Some(pairs) = self.pairs.as_mut().filter(|pairs| !pairs.has(chain)) else { return Ok(()) };
         let key = pairs.key().ok_or("a certificate was issued, but none was asked for")?;
         let names =
             [Some(&self.enrolment.registration_id), self.assigned.as_ref().map(|(of, _)| &of.device_id)];
         let names: Vec<_> = names.into_iter().flatten().map(String::as_str).collect();
-        let chain = IssuedChain::read(chain, key, &names)
-            .map_err(|error| format!("the certificate chain that was issued cannot be used: {error}"))?;
+        let unfit =
+            |reason: String| format!("the certificate chain that was issued cannot be used: {reason}");
+        let chain = IssuedChain::read(chain, key, &names).map_err(|error| unfit(error.to_string()))?;
+        // Before it is written: what TLS does not take could never sign in.
+        tls::check_pem_pair(&(key.to_pem() + &chain.to_pem())).map_err(unfit)?;
         pairs.issued(&chain)
     }
 

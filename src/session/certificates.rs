@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::sync::Notify;
 
 /// A request has two answers: that the hub is at it, and the chain.
@@ -68,6 +69,11 @@ impl NextRegistration {
     /// `csr`: a request for a certificate, in base64 of its DER.
     pub(super) fn set(&self, csr: Option<String>) {
         *self.csr.lock().unwrap_or_else(PoisonError::into_inner) = csr;
+    }
+
+    /// There was one: a wish that came meanwhile is fulfilled, too.
+    pub(super) fn fulfilled(&self) {
+        let _earlier_wish = self.wanted.notified().now_or_never();
     }
 
     pub(super) fn csr(&self) -> Option<String> {

@@ -20,6 +20,8 @@ pub(super) struct SignInProgress {
     pub(super) signed_in: Option<Instant>,
     /// Whether it accepted the subscriptions.
     pub(super) subscribed: bool,
+    /// Whether it also accepted that of the answers to requests for a certificate.
+    pub(super) issues: bool,
 }
 
 /// The task that serves one connection: it signs in, hands messages on, and ends with the connection; `Ok` after

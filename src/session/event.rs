@@ -25,6 +25,8 @@ pub(crate) enum Event {
         expiry: Option<SystemTime>,
         /// The certificate that the device has signed in with.
         certificate: Option<CertificateFacts>,
+        /// Whether the hub can be asked for the next one on this connection.
+        issues: bool,
     },
     /// The hub refused a certificate that has never signed in since this process began. If there is an earlier pair,
     /// the session goes back to that. Reported once for each pair.

@@ -181,9 +181,8 @@ impl Keeper {
             number += u64::from(signed_in);
             let held = held.unwrap_or_default();
             let mut failure = terms.failure(fault, carrier);
-            if !signed_in
-                && let Some(TrialRefusal { certificate, goes_back }) = trial.failed(&terms, &failure)
-            {
+            let refused = if signed_in { None } else { trial.failed(&terms, &failure) };
+            if let Some(TrialRefusal { certificate, goes_back, is_news: true }) = refused {
                 let reason = failure.to_string();
                 let refused = Event::CertificateRefused { certificate, goes_back, reason };
                 drop(self.events.send(refused).await); // closed: as in `wait_after`
@@ -200,7 +199,8 @@ impl Keeper {
             refusals = if failure.is_refusal() && !signed_in { refusals + 1 } else { 0 };
             match signed_in {
                 true => registrations.accepted(held),
-                false if refusals > 0 => registrations.refused(fastrand::f64()),
+                // A certificate that is over or revoked is often refused in TLS, or by a hang-up.
+                false if refusals > 0 || refused.is_some() => registrations.refused(fastrand::f64()),
                 false => registrations.unreached(),
             }
             let is_last = !ever_signed_in && terms.settings.alone && *source == HubSource::Configured;
@@ -277,6 +277,7 @@ impl Keeper {
                 return Registered::Stopped;
             }
         }
+        self.registration.fulfilled();
         Registered::Anew
     }
 
@@ -335,7 +336,8 @@ impl Keeper {
             if progress.subscribed && !told_subscribed {
                 told_subscribed = true;
                 let renewal = due.as_ref().map(Due::time);
-                let subscribed = Event::Subscribed { transport, renewal, expiry, certificate };
+                let subscribed =
+                    Event::Subscribed { transport, renewal, expiry, certificate, issues: progress.issues };
                 drop(self.events.send(subscribed).await); // closed: as in `wait_after`
             }
             // The reading task limits the time of the sign-in itself, but not of the subscription.
@@ -400,7 +402,11 @@ impl Keeper {
                     }
                     return ConnectionEnd::Changed { held: progress.signed_in.map(|at| at.elapsed()) };
                 }
+                // Without a request, the service has nothing to issue.
                 () = self.registration.wanted.notified(), if progress.signed_in.is_some() => {
+                    if self.registration.csr().is_none() {
+                        continue;
+                    }
                     finish(&connection, task, LONGEST_DRAIN).await;
                     tracing::info!("disconnected to ask the provisioning service for a certificate");
                     return ConnectionEnd::Registering;

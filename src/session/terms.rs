@@ -81,6 +81,9 @@ pub(crate) struct Settings {
 /// What a session needs where the service issues the device's certificate.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Issuing {
+    /// Whether the identity signs in with a certificate that the service has issued. If it cannot be read, the earlier one
+    /// signs in, or what the device enrolled with.
+    pub(crate) is_issued: bool,
     /// Whether the hub may be asked for the next certificate: the session subscribes to its answers, and its user name
     /// has the version that knows them.
     pub(crate) at_hub: bool,
@@ -88,6 +91,22 @@ pub(crate) struct Issuing {
     pub(crate) csr: Option<String>,
     /// The pair to go back to, if the hub refuses the certificate of the identity. It has signed in before.
     pub(crate) earlier: Option<ClientCertificate>,
+}
+
+impl Settings {
+    /// What signs in if the pair that was issued cannot be read; none if there is nothing else, or no such pair.
+    fn instead(&mut self) -> Option<DeviceAuth> {
+        let issuing = &mut self.issuing;
+        if !std::mem::take(&mut issuing.is_issued) {
+            return None;
+        }
+        if let Some(ClientCertificate { certificate, private_key }) = issuing.earlier.take() {
+            issuing.is_issued = true;
+            return Some(DeviceAuth::Certificate { certificate, private_key });
+        }
+        issuing.at_hub = false;
+        self.hub_source.enrolment().map(|enrolment| (&enrolment.auth).into())
+    }
 }
 
 /// The settings, and the content of their files.
@@ -120,20 +139,24 @@ impl LoadedPair {
 }
 
 impl Terms {
-    /// Reads the TLS files of the settings.
+    /// Reads the TLS files of the settings. No user wrote the files of a pair that the service has issued, so these are
+    /// never an error: see [`Issuing::is_issued`].
     ///
     /// # Errors
     /// [`TlsError`] names the file at fault.
-    pub(crate) fn read(settings: Settings) -> Result<Self, TlsError> {
-        let certificate = match &settings.identity.auth {
-            DeviceAuth::Certificate { certificate, private_key } => {
-                let (certificate, private_key) = (certificate.clone(), private_key.clone());
-                Some(ClientCertificate { certificate, private_key })
+    pub(crate) fn read(mut settings: Settings) -> Result<Self, TlsError> {
+        let pair = loop {
+            let pair = client_certificate(&settings.identity.auth);
+            match LoadedPair::read(settings.ca_file.as_deref(), pair.as_ref()) {
+                Ok(pair) => break pair,
+                Err(error) => {
+                    let Some(auth) = settings.instead() else { return Err(error) };
+                    tracing::error!(%error, "the certificate that was issued cannot be used: signing in without it");
+                    settings.identity.auth = auth;
+                }
             }
-            DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
         };
         let ca_file = settings.ca_file.as_deref();
-        let pair = LoadedPair::read(ca_file, certificate.as_ref())?;
         // Without it there is nothing to go back to, which is no reason not to go on.
         let earlier =
             settings.issuing.earlier.as_ref().map(|earlier| LoadedPair::read(ca_file, Some(earlier)));
@@ -236,6 +259,16 @@ impl Terms {
             DeviceAuth::Workload(access) => Some(&access.generation_id),
             DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Certificate { .. } => None,
         }
+    }
+}
+
+fn client_certificate(auth: &DeviceAuth) -> Option<ClientCertificate> {
+    match auth {
+        DeviceAuth::Certificate { certificate, private_key } => {
+            let (certificate, private_key) = (certificate.clone(), private_key.clone());
+            Some(ClientCertificate { certificate, private_key })
+        }
+        DeviceAuth::Key(_) | DeviceAuth::Token(_) | DeviceAuth::Workload(_) => None,
     }
 }
 

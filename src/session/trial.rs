@@ -29,11 +29,14 @@ pub(super) struct Trial {
     proven: Option<(DeviceIdentity, LoadedPair)>,
 }
 
-/// The hub refused a certificate on trial.
+/// The hub refused what the device signed in with, which was a certificate.
 pub(super) struct TrialRefusal {
+    /// That of the terms.
     pub(super) certificate: CertificateFacts,
-    /// Whether there is another one, to be tried at once.
+    /// Whether there is another one.
     pub(super) goes_back: bool,
+    /// Whether the certificate of the terms is on trial, and this is its first refusal: the other one is tried at once.
+    pub(super) is_news: bool,
 }
 
 impl Trial {
@@ -53,7 +56,7 @@ impl Trial {
         self.closed = 0;
     }
 
-    /// A sign-in has failed. Tells whether the hub has refused a certificate that never signed in; once for each.
+    /// A sign-in has failed. Tells whether the hub has refused the certificate.
     pub(super) fn failed(&mut self, terms: &Terms, failure: &Failure) -> Option<TrialRefusal> {
         let hung_up = matches!(failure.fault, Fault::ClosedBeforeSignIn);
         self.closed = if hung_up { self.closed + 1 } else { 0 };
@@ -66,7 +69,7 @@ impl Trial {
         let goes_back = self.earlier(terms).is_some();
         (self.goes_back, self.closed) = (goes_back && !self.goes_back, 0);
         let is_news = !is_proven && !std::mem::replace(&mut self.told, true);
-        is_news.then_some(TrialRefusal { certificate, goes_back })
+        Some(TrialRefusal { certificate, goes_back, is_news })
     }
 
     fn earlier<'t>(&'t self, terms: &'t Terms) -> Option<&'t LoadedPair> {
@@ -136,18 +139,19 @@ mod tests {
         let first = terms(pair(dir.path(), "pair"), None);
         let old = trial.pair(&first);
         trial.signed_in(&first, old.clone());
-        assert!(trial.failed(&first, &refusal()).is_none(), "it has signed in before: that is no trial");
+        let news = |trial: &mut Trial, terms| trial.failed(terms, &refusal()).map(|refused| refused.is_news);
+        assert_eq!(news(&mut trial, &first), Some(false), "it has signed in before: that is no trial");
 
         let second = terms(pair(dir.path(), "pair"), None);
         assert!(second.differ(&first));
         assert_eq!(trial.pair(&second).fingerprint, second.pair().fingerprint);
         let told = trial.failed(&second, &refusal()).expect("it was on trial");
-        assert!(told.goes_back && Some(told.certificate) == second.certificate());
+        assert!(told.is_news && told.goes_back && Some(told.certificate) == second.certificate());
         assert_eq!(trial.pair(&second).fingerprint, old.fingerprint);
         // If the hub refuses both, they take turns, and the log has it once.
-        assert!(trial.failed(&second, &refusal()).is_none());
+        assert_eq!(news(&mut trial, &second), Some(false));
         assert_eq!(trial.pair(&second).fingerprint, second.pair().fingerprint);
-        assert!(trial.failed(&second, &refusal()).is_none());
+        assert_eq!(news(&mut trial, &second), Some(false));
         let signed_in = trial.pair(&second);
         assert_eq!(signed_in.fingerprint, old.fingerprint);
         trial.signed_in(&second, signed_in);

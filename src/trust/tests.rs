@@ -149,3 +149,21 @@ fn a_new_file_takes_the_place_of_a_link_and_leaves_its_target_alone() {
     assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
     assert!(!root.join("nowhere").exists());
 }
+
+#[test]
+fn two_processes_that_write_one_file_leave_it_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pair");
+    let texts = [[b'a'; 3000], [b'b'; 3000]];
+    std::thread::scope(|scope| {
+        for text in &texts {
+            scope.spawn(|| {
+                for _time in 0..200 {
+                    replace_as(&file, text, None).unwrap();
+                    let found = fs::read(&file).unwrap();
+                    assert!(texts.iter().any(|text| *text == *found), "{} bytes", found.len());
+                }
+            });
+        }
+    });
+}

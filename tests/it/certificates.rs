@@ -11,6 +11,7 @@ use crate::emulator_registry::owner;
 use crate::harness::{Emulator, Process, binary, wait_for_file, write_config};
 
 mod issued;
+mod trouble;
 
 /// Pin `pump`, and a rule that sets it.
 const PUMP: &str = "[gpio]\nbackend = \"simulated\"\nstate_file = \"pins.json\"\n[gpio.pins.pump]\nline = 1\n\

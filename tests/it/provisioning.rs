@@ -241,7 +241,29 @@ fn a_file_that_does_not_count_is_a_warning_and_the_service_is_asked_anew() {
     agent.signal(Signal::HUP);
     assert!(agent.stderr.wait_for("applied the new configuration").contains("signs_in_anew=false"));
     wait_for_status(gateway.dir.path(), "device        a on hub localhost:");
+    std::fs::remove_dir(gateway.assignment()).expect("removed");
+    agent.stderr.wait_for("the assignment is kept now");
     assert_eq!(agent.terminate(), Some(0));
+    let again = gateway.run();
+    again.stderr.wait_for("subscribed");
+    assert_eq!(again.stderr.count("asking the provisioning service"), 0, "{}", again.stderr.text());
+    assert_eq!(again.terminate(), Some(0));
+}
+
+#[test]
+fn an_agent_that_waited_for_another_one_takes_up_what_that_one_was_assigned() {
+    let emulator = Emulator::start_with(&["--dps-device", "a", "--fault", "dps-throttle"]);
+    let gateway = Gateway::with_key(&emulator, "a", "");
+    let first = gateway.run();
+    first.stderr.wait_for("it is busy (status 429)");
+    let second = gateway.run();
+    second.stderr.wait_for("which has the inbox");
+    fault(&emulator, &["--clear"]);
+    first.stderr.wait_for("subscribed");
+    assert_eq!(first.terminate(), Some(0));
+    second.stderr.wait_for("subscribed");
+    assert_eq!(second.stderr.count("asking the provisioning service"), 0, "{}", second.stderr.text());
+    assert_eq!(second.terminate(), Some(0));
 }
 
 #[test]

@@ -89,7 +89,8 @@ impl MqttReader {
         let granted = self.subscriptions().granted(&answers.collect::<Vec<_>>(), host, device_id)?;
         tracing::info!(hub = %host, device_id, "subscribed");
         self.shared.in_flight.open(granted.contains(&OtherSubscription::TwinAnswers));
-        self.progress.send_modify(|progress| progress.subscribed = true);
+        let issues = granted.contains(&OtherSubscription::CertificateAnswers);
+        self.progress.send_modify(|progress| (progress.subscribed, progress.issues) = (true, issues));
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::server::WebPkiClientVerifier;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -31,6 +32,25 @@ impl Broker {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let idle = Stopped::new(listener.local_addr().expect("an address"));
         Self { listener, idle }
+    }
+
+    /// A broker that ends the handshake of a client with a certificate, since it knows no authority but its own.
+    pub(super) async fn start_without_certificates() -> Self {
+        let mut broker = Self::start().await;
+        let own = crate::tls::read_certificates(&broker.ca_file()).expect("a certificate").remove(0);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(own.clone()).expect("a root");
+        let judge = WebPkiClientVerifier::builder_with_provider(roots.into(), crate::tls::provider());
+        let judge = judge.allow_unauthenticated().build().expect("a judge");
+        let key = crate::tls::read_private_key(&broker.idle.dir.path().join("key.pem")).expect("a key");
+        let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_client_cert_verifier(judge)
+            .with_single_cert(vec![own], key)
+            .expect("a configuration");
+        broker.idle.acceptor = TlsAcceptor::from(Arc::new(config));
+        broker
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -61,6 +81,7 @@ impl Stopped {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("ca.pem"), made.cert.pem()).expect("written");
+        std::fs::write(dir.path().join("key.pem"), made.signing_key.serialize_pem()).expect("written");
         let key =
             rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
         let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())

@@ -26,7 +26,7 @@ fn issued(broker: &Broker, dir: &tempfile::TempDir) -> Settings {
     Settings {
         identity: DeviceIdentity { auth, ..settings.identity },
         hub_source: HubSource::Assigned(enrolment),
-        issuing: Issuing { at_hub: true, csr: Some("MIIB".into()), earlier: None },
+        issuing: Issuing { is_issued: true, at_hub: true, csr: Some("MIIB".into()), earlier: None },
         ..settings
     }
 }
@@ -143,4 +143,80 @@ async fn the_session_leaves_its_hub_in_good_order_asks_the_service_and_waits_for
     let mut peer = broker.accept().await;
     sign_in(&mut peer).await;
     assert!(matches!(next(&mut session).await, Event::Subscribed { .. }));
+}
+
+#[tokio::test]
+async fn a_hub_that_refuses_the_subscription_issues_nothing() {
+    let (broker, dir) = (Broker::start().await, tempfile::tempdir().expect("a directory"));
+    let mut session = Session::open(issued(&broker, &dir)).expect("a session");
+    let mut granted = Vec::new();
+    for answer in [0x80, 1] {
+        let mut peer = broker.accept().await;
+        peer.read_connect().await;
+        peer.send_connack(0).await;
+        peer.read_subscribe_many().await;
+        peer.send(&[0x90, 4, 0, 1, 1, answer]).await;
+        let Event::Subscribed { issues, .. } = next(&mut session).await else { panic!("subscribed") };
+        granted.push(issues);
+        drop(peer);
+        assert!(matches!(next(&mut session).await, Event::Disconnected { .. }));
+    }
+    assert_eq!(granted, [false, true]);
+}
+
+/// Waits until the session asks the provisioning service, and counts the sign-ins at the hub before. The question comes
+/// within ten seconds after the hub's refusal: see `Registrations::refused`.
+async fn sign_ins_before_it_asks(broker: &Broker, session: &mut Session) -> u32 {
+    let mut sign_ins = 0;
+    loop {
+        tokio::select! {
+            _event = session.next() => {}
+            peer = broker.try_accept() => {
+                if let Ok(mut peer) = peer
+                    && peer.read_connect().await.user_name.starts_with("0ne1/registrations/")
+                {
+                    return sign_ins;
+                }
+                sign_ins += 1;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_hub_that_ends_tls_or_hangs_up_on_a_certificate_leads_to_the_service() {
+    for (broker, least) in [(Broker::start().await, 3), (Broker::start_without_certificates().await, 1)] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut session = Session::open(issued(&broker, &dir)).expect("a session");
+        let sign_ins = tokio::time::timeout(DEADLINE, sign_ins_before_it_asks(&broker, &mut session)).await;
+        let sign_ins = sign_ins.expect("the service is asked in time");
+        assert!(sign_ins >= least, "after {sign_ins} sign-ins");
+    }
+}
+
+#[tokio::test]
+async fn a_pair_of_the_service_that_cannot_be_read_gives_way_to_what_there_is() {
+    let (broker, dir) = (Broker::start().await, tempfile::tempdir().expect("a directory"));
+    let settings = issued(&broker, &dir);
+    let file = |name: &str| {
+        let file = dir.path().join(name);
+        crate::tls::ClientCertificate { certificate: file.clone(), private_key: file }
+    };
+    std::fs::rename(dir.path().join("pair"), dir.path().join("earlier")).expect("renamed");
+    let with = |earlier: Option<&str>| {
+        let issuing = Issuing { earlier: earlier.map(file), ..settings.issuing.clone() };
+        Settings { issuing, ..settings.clone() }
+    };
+    let session = Session::open(with(Some("earlier"))).expect("a session");
+    assert!(session.certificate().is_some(), "the earlier one");
+    drop(session);
+    for earlier in [None, Some("none")] {
+        let session = Session::open(with(earlier)).expect("a session");
+        assert!(session.certificate().is_none(), "the key that the device enrolled with");
+        let mut peer = broker.accept().await;
+        assert!(peer.read_connect().await.password.is_some_and(|token| token.starts_with("SharedAccess")));
+        drop(session);
+    }
+    let no_pair = Settings { issuing: Issuing::default(), ..settings };
+    assert!(Session::open(no_pair).is_err(), "files that a user names are an error");
 }

@@ -6,24 +6,40 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::harness::{Emulator, Process, binary, program, run, skip, wait_for_file, write_config};
 
-const DEVICE: &str = "pump-12";
-const TAKEN_UP: &str = "signed in with the certificate that was issued";
+pub(super) const DEVICE: &str = "pump-12";
+pub(super) const TAKEN_UP: &str = "signed in with the certificate that was issued";
 
 /// An agent that is enrolled by its key, and asks for certificates.
-struct Enrolled {
-    emulator: Emulator,
-    dir: tempfile::TempDir,
+pub(super) struct Enrolled {
+    emulator: Arc<Emulator>,
+    pub(super) dir: tempfile::TempDir,
     config: PathBuf,
 }
 
 impl Enrolled {
-    fn new(lifetime: &str, transport: &str) -> Self {
-        let emulator = Emulator::start_with(&["--dps-device", DEVICE, "--certificate-lifetime", lifetime]);
+    pub(super) fn new(lifetime: &str, transport: &str) -> Self {
+        Self::with(lifetime, transport, &[])
+    }
+
+    /// `more`: arguments of the emulator. A fault of a device is there before the device with it.
+    pub(super) fn with(lifetime: &str, transport: &str, more: &[&str]) -> Self {
+        let arguments = ["--dps-device", DEVICE, "--certificate-lifetime", lifetime];
+        let emulator = Emulator::start_with(&[&arguments, more].concat());
+        Self::at(Arc::new(emulator), transport)
+    }
+
+    /// Another agent with the same registration, over MQTT.
+    pub(super) fn beside(&self) -> Self {
+        Self::at(Arc::clone(&self.emulator), "mqtt")
+    }
+
+    fn at(emulator: Arc<Emulator>, transport: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let key = emulator.state.join(format!("dps/devices/{DEVICE}.key"));
         let port = emulator.mqtt.port();
@@ -39,14 +55,14 @@ impl Enrolled {
         Self { emulator, dir, config }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = binary();
         command.args(arguments).arg("-c").arg(&self.config).env("C2D_CA_FILE", self.emulator.ca_file());
         command.env("C2D_HTTPS_PORT", self.emulator.https.port().to_string());
         command
     }
 
-    fn start(&self) -> Process {
+    pub(super) fn start(&self) -> Process {
         Process::spawn(&mut self.command(&["run"]))
     }
 
@@ -66,14 +82,14 @@ impl Enrolled {
         assert!(sent.status.success(), "{sent:?}");
     }
 
-    fn fault(&self, arguments: &[&str]) {
+    pub(super) fn fault(&self, arguments: &[&str]) {
         let mut command = binary();
         command.args(["emulator", "faults", "--device", DEVICE]).args(arguments);
         let set = run(command.arg("--state-dir").arg(&self.emulator.state));
         assert!(set.status.success(), "{set:?}");
     }
 
-    fn file(&self, suffix: &str) -> PathBuf {
+    pub(super) fn file(&self, suffix: &str) -> PathBuf {
         self.dir.path().join(format!("inbox.journal.certificate{suffix}"))
     }
 
@@ -85,7 +101,7 @@ impl Enrolled {
         done
     }
 
-    fn status(&self) -> Value {
+    pub(super) fn status(&self) -> Value {
         let output = self.command(&["status", "--json"]).output().expect("an output");
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
@@ -112,6 +128,13 @@ fn renews_while_messages_flow(transport: &str, times: usize) {
     let wanted = (1..=sent).map(|n| format!("m-{n}")).chain(["last".to_owned()]);
     assert_eq!(done, wanted.map(|id| (id, 1)).collect(), "each message once");
     assert_eq!(agent.stderr.count("refused"), 0, "{}", agent.stderr.text());
+    // Over MQTT the hub renews, and the connection goes on meanwhile.
+    let at_hub = agent.stderr.count("asking the hub for the next certificate");
+    let at_service = agent.stderr.count("disconnected to ask the provisioning service for a certificate");
+    match transport {
+        "mqtt" => assert!(at_hub >= times && at_service == 0, "{at_hub}, {at_service}"),
+        _ => assert!(at_hub == 0 && at_service >= times, "{at_hub}, {at_service}"),
+    }
     for suffix in ["", ".next"] {
         let mode = fs::metadata(enrolled.file(suffix)).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{suffix}");
@@ -136,12 +159,14 @@ fn what_the_authority_does_wrong_is_one_line_and_the_pair_that_works_stays() {
     agent.stderr.wait_for(TAKEN_UP);
     let pair = wait_for_file(&enrolled.file(""), "CERTIFICATE").into_bytes();
     for (fault, told) in [
+        ("certificate=refuse", "the certificate authority refuses the request (400040: RequestRefused"),
         (
             "certificate=other-key",
             "its first certificate is for another key than the one that this device made",
         ),
+        ("certificate=critical", "cannot be used: TLS does not take it"),
+        // The service is asked, too, after three attempts at the hub.
         ("certificate=broken", "its certificate number 2 cannot be read"),
-        ("certificate=refuse", "the certificate authority refuses the request (400040: RequestRefused"),
     ] {
         enrolled.fault(&[fault]);
         agent.stderr.wait_for(told);
