@@ -3,7 +3,7 @@
 //! Owns: its arguments, the `ready` line, signals, and the exit code. Must not know: protocols.
 //!
 //! - `events`, `faults` and `send_input` are the subcommands; `running` finds the running emulator for them.
-//! - `pattern` reads one argument that names many devices.
+//! - `pattern` reads one argument that names many devices; `entra` has the arguments of Microsoft Entra's stand-in.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,21 +20,22 @@ use signal_hook_tokio::Signals;
 use crate::emulator::clock::ClockSetting;
 use crate::emulator::hub::{FaultError, FaultOrder, HubSize, InputRoute, Tier};
 use crate::emulator::{
-    self, AMQP_PORT, AppOption, DEFAULT_ID_SCOPE, DpsFaultError, DpsFaultName, DpsFaultOrder, EmulatorError,
-    EnrolmentOption, EntraSettings, MQTT_PORT, Options, ProvisioningError, ProvisioningSettings,
-    WorkloadSocketError,
+    self, AMQP_PORT, DEFAULT_ID_SCOPE, DpsFaultError, DpsFaultName, DpsFaultOrder, EmulatorError,
+    EnrolmentOption, MQTT_PORT, Options, ProvisioningError, ProvisioningSettings, WorkloadSocketError,
 };
 
 use super::{Exit, Failure};
 
 mod announce;
 mod clock;
+mod entra;
 mod events;
 mod faults;
 mod pattern;
 mod running;
 mod send_input;
 
+use entra::EntraArgs;
 use running::state_dir;
 
 /// Most devices with a key that the start tells one by one.
@@ -219,18 +220,8 @@ pub(super) struct EmulatorArgs {
     /// With --tier: the units of the hub.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "tier")]
     units: u32,
-    /// An application of Microsoft Entra that may sign in to the hubs; may be given several times. PROOF is a secret, or a
-    /// file that ends with .pem and has the application's certificate. ROLE is data-contributor, data-reader,
-    /// registry-contributor, twin-contributor, several joined by +, or none [default: data-contributor].
-    #[arg(long = "entra-app", value_name = "TENANT/CLIENT=PROOF[:ROLE]")]
-    entra_apps: Vec<AppOption>,
-    /// How long a token of --entra-app is valid, from 1s to 1day.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = token_lifetime)]
-    entra_token_lifetime: Duration,
-    /// Port on loopback where a machine gets the tokens of its managed identity: those of the first --entra-app; 0 means
-    /// any free port.
-    #[arg(long, value_name = "PORT", requires = "entra_apps")]
-    imds_port: Option<u16>,
+    #[command(flatten)]
+    entra: EntraArgs,
     /// A fault that is set from the start, for one device or for all; may be given several times.
     #[arg(long = "fault", value_name = "[DEVICE:]NAME[=VALUE]")]
     faults: Vec<AnyFault>,
@@ -321,12 +312,6 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     lifetime.ok_or_else(|| "give a time from 1s to 1000days, such as 5m".to_owned())
 }
 
-fn token_lifetime(text: &str) -> Result<Duration, String> {
-    let limits = Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
-    let lifetime = humantime::parse_duration(text).ok().filter(|lifetime| limits.contains(lifetime));
-    lifetime.ok_or_else(|| "give a time from 1s to 1day, such as 5m".to_owned())
-}
-
 fn interval(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(interval) if interval <= Duration::from_secs(3600) => Ok(interval),
@@ -357,11 +342,6 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         groups: args.dps_groups,
         faults: dps_faults,
     });
-    let entra = (!args.entra_apps.is_empty()).then_some(EntraSettings {
-        apps: args.entra_apps,
-        token_lifetime: args.entra_token_lifetime,
-        imds_port: args.imds_port,
-    });
     let is_empty = devices.is_empty() && args.x509_devices.is_empty() && args.modules.is_empty();
     if is_empty && !is_provisioned {
         devices.push(DEFAULT_DEVICE.to_owned());
@@ -388,7 +368,7 @@ fn options(args: EmulatorArgs) -> Result<Options, Failure> {
         clock: args.clock,
         well_known_keys: args.well_known_keys,
         provisioning,
-        entra,
+        entra: args.entra.settings(),
     })
 }
 

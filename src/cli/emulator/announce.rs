@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use super::MAX_LINES;
+use super::{MAX_LINES, entra};
 use crate::cli::Failure;
 use crate::cli::shown::shell;
 use crate::emulator::{Emulator, HTTPS_PORT, Options};
@@ -74,16 +74,7 @@ pub(super) fn announce(options: &Options, emulator: &Emulator) -> Result<(), Fai
         tracing::info!(hub, "other commands find this further hub after: . {}", shell(&path(&dir, "env")));
     }
     announce_provisioning(options, state);
-    for app in options.entra.iter().flat_map(|entra| &entra.apps) {
-        let (host, port) = (&options.hostname, https.port());
-        tracing::info!(
-            "an application signs in with: AZURE_AUTHORITY_HOST=https://{host}:{port} AZURE_TENANT_ID={} AZURE_CLIENT_ID={} \
-             C2D_HUB={host}:{}",
-            app.tenant,
-            app.client_id,
-            amqp.port()
-        );
-    }
+    entra::announce(options, emulator);
     if let Some(id) = options.devices.iter().chain(&options.x509_devices).next() {
         let id = shell(id);
         tracing::info!("try: . {sourced} && c2d-agent c2d-send --device {id} --data hello");
