@@ -112,7 +112,7 @@ has mosquitto_pub || lacks mosquitto_pub "Tests against an independent broker ar
 has faketime || lacks faketime "Tests of a wrong clock are skipped."
 { has chromium && has chromedriver; } || lacks "chromium and its driver" "The test of the emulator's page is skipped."
 has strace || lacks strace "The test that kills the agent at each write is skipped."
-has openssl || lacks openssl "scripts/bench.sh makes its certificates with it."
+has openssl || lacks openssl "scripts/bench.sh and tests of applications with certificates make theirs with it."
 
 # The venv remembers which requirements it was made from.
 requirements=tests/sdk/requirements.txt

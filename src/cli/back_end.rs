@@ -258,6 +258,8 @@ impl HubArgs {
             None if self.hub.is_some() => Ok(None),
             None => Ok(std::env::var(CONNECTION_STRING_VARIABLE)
                 .ok()
+                // An empty one counts as none where there is another way, and has its own error elsewhere.
+                .filter(|text| !text.trim().is_empty() || variable(HUB_VARIABLE).is_none())
                 .map(|text| (CONNECTION_STRING_VARIABLE.to_owned(), text))),
         }
     }

@@ -203,7 +203,9 @@ impl EntraLogin {
             return Err(EntraError::Tenant(excerpt(&tenant, 60)));
         }
         let authority = get(AUTHORITY).unwrap_or_else(|| PUBLIC_AUTHORITY.to_owned());
-        let authority = endpoint(AUTHORITY, authority.trim_end_matches('/'))?;
+        // Microsoft's SDKs take a host name alone, too.
+        let scheme = if authority.contains("://") { "" } else { "https://" };
+        let authority = endpoint(AUTHORITY, &format!("{scheme}{}", authority.trim_end_matches('/')))?;
         Ok(Self::App { app: EntraApp { tenant, client_id, authority }, proof: proof(given) })
     }
 }

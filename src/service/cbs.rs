@@ -61,7 +61,7 @@ impl ServiceCbs {
     /// Puts the next token whenever it is due, until the connection ends. Without a new token, the hub ends the
     /// connection when the old one ends.
     pub(super) async fn keep(mut self, first: Duration) {
-        let mut pause = first;
+        let (mut pause, mut after_failure) = (first, pause_after_failure(first));
         loop {
             tokio::time::sleep(pause.max(SHORTEST)).await;
             let renewed = async {
@@ -69,12 +69,12 @@ impl ServiceCbs {
                 answered("an answer to a token", self.put(&token)).await?;
                 Ok::<_, ServiceError>(rest)
             };
-            let after_failure = (pause / 2).min(PAUSE);
             pause = match renewed.await {
                 // No time is left when the token in hand is the old one.
                 Ok(Duration::ZERO) => after_failure,
                 Ok(rest) => {
                     tracing::debug!("put a new token to the hub");
+                    after_failure = pause_after_failure(rest);
                     rest
                 }
                 Err(ServiceError::Lost(reason)) => {
@@ -126,6 +126,11 @@ impl ServiceCbs {
             };
         }
     }
+}
+
+/// Short enough for another try before a token ends that was due after `rest`.
+fn pause_after_failure(rest: Duration) -> Duration {
+    if rest.is_zero() { PAUSE } else { (rest / 2).min(PAUSE) }
 }
 
 fn request(id: &MessageId, host: &str, token: &BearerToken) -> Message<AmqpValue<Value>> {

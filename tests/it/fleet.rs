@@ -348,8 +348,5 @@ fn the_journal_of_another_hub_is_refused() {
     let text = std::fs::read_to_string(&journal).expect("a journal");
     std::fs::write(&journal, text.replace("\"hub\":\"localhost\"", "\"hub\":\"other\"")).expect("written");
     let other = stderr(&run(running.sender().arg("--resume").arg(&journal)));
-    assert!(
-        other.contains("is the journal of a run at other, but the connection string is of localhost"),
-        "{other}"
-    );
+    assert!(other.contains("is the journal of a run at other, but the hub given is localhost"), "{other}");
 }

@@ -192,8 +192,7 @@ async fn prepared(
         let (journal, (run, settled)) = RunJournal::resume(path).map_err(Failure::usage)?;
         if run.hub != identity.host.name {
             let (path, hub, own) = (path.display(), &run.hub, &identity.host.name);
-            let error =
-                anyhow!("{path} is the journal of a run at {hub}, but the connection string is of {own}");
+            let error = anyhow!("{path} is the journal of a run at {hub}, but the hub given is {own}");
             return Err(Failure::usage(error));
         }
         return Ok((run, Some((journal, settled))));

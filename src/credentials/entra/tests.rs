@@ -42,7 +42,7 @@ fn an_application_is_read_with_its_authority() {
         "application app-1 of tenant contoso.example at https://login.microsoftonline.com, with its client secret"
     );
     assert!(!format!("{login:?}").contains("hush"), "{login:?}");
-    let china = [own, vec![("AZURE_AUTHORITY_HOST", "https://login.chinacloudapi.cn/")]].concat();
+    let china = [own, vec![("AZURE_AUTHORITY_HOST", "login.chinacloudapi.cn/")]].concat();
     assert!(
         read(AuthMethod::Secret, &china).expect("complete").to_string().contains("login.chinacloudapi.cn,")
     );

@@ -52,3 +52,23 @@ fn may(roles: &[EntraRole], right: BackEndRight) -> bool {
     };
     roles.iter().any(|role| needed.contains(role))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use BackEndRight::{RegistryRead, RegistryWrite, ServiceConnect, TwinRead, TwinWrite};
+
+    #[test]
+    fn each_role_has_its_rights_and_roles_add_up() {
+        let rights = |roles: &[EntraRole]| {
+            let all = [ServiceConnect, TwinRead, TwinWrite, RegistryRead, RegistryWrite];
+            all.into_iter().filter(|right| may(roles, *right)).collect::<Vec<_>>()
+        };
+        let (registry, twins) = (EntraRole::RegistryContributor, EntraRole::TwinContributor);
+        assert_eq!(rights(&[EntraRole::DataContributor]).len(), 5);
+        assert_eq!(rights(&[EntraRole::DataReader]), [TwinRead, RegistryRead]);
+        assert_eq!(rights(&[registry]), [RegistryRead, RegistryWrite]);
+        assert_eq!(rights(&[registry, twins]), [TwinRead, TwinWrite, RegistryRead, RegistryWrite]);
+        assert_eq!(rights(&[]), []);
+    }
+}
