@@ -40,7 +40,7 @@ pub(super) struct ServiceCbs {
 }
 
 impl ServiceCbs {
-    /// Attaches the links, and puts a first token.
+    /// Attaches the links, and puts a first token. If the hub refuses one that is not new, a new one is put, once.
     ///
     /// # Errors
     /// When there is no token, or the hub refuses it. The caller limits the time.
@@ -54,7 +54,13 @@ impl ServiceCbs {
         let replies = Receiver::attach(session, "$cbs-receiver", ADDRESS).await;
         let replies = replies.map_err(|error| failure::of_receiver_attach(error, LINK))?;
         let mut cbs = Self { requests, replies, host, tokens };
-        cbs.put(first).await?;
+        match cbs.put(first).await {
+            Err(ServiceError::NotAuthorised { .. }) if cbs.tokens.drop_refused() => {
+                let next = cbs.tokens.token().await?;
+                cbs.put(&next).await?;
+            }
+            put => put?,
+        }
         Ok(cbs)
     }
 
@@ -82,6 +88,9 @@ impl ServiceCbs {
                     return;
                 }
                 Err(error) => {
+                    if matches!(error, ServiceError::NotAuthorised { .. }) {
+                        self.tokens.drop_refused();
+                    }
                     tracing::warn!("the sign-in could not be renewed, trying again: {error}");
                     after_failure
                 }

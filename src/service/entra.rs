@@ -24,6 +24,9 @@ mod http;
 /// A token is renewed this long before its end, so that a failure can be repaired in time.
 const SPARE: Duration = Duration::from_secs(5 * 60);
 
+/// A refused token that is older than this may be at fault itself, as by a clock that is late or by a new key of the issuer.
+const STALE: Duration = Duration::from_secs(60);
+
 /// The way to an authority on the network.
 #[derive(Debug, Clone, Default)]
 pub struct EntraRoute {
@@ -50,6 +53,7 @@ struct TokenInHand {
     token: BearerToken,
     /// When to ask for the next one.
     due: SystemTime,
+    obtained: SystemTime,
 }
 
 /// Why there is no token.
@@ -82,8 +86,17 @@ impl EntraTokens {
 
     /// The same, and how long until the next one is due.
     pub(super) async fn token_and_rest(&self) -> Result<(BearerToken, Duration), ServiceError> {
-        let TokenInHand { token, due } = self.next().await?;
+        let TokenInHand { token, due, .. } = self.next().await?;
         Ok((token, due.duration_since((self.clock)()).unwrap_or_default()))
+    }
+
+    /// Drops the token in hand, which the hub has just refused, and says whether another one may fare better: not if this
+    /// one was new.
+    pub(super) fn drop_refused(&self) -> bool {
+        let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_stale =
+            |known: &TokenInHand| (self.clock)().duration_since(known.obtained).is_ok_and(|age| age > STALE);
+        in_hand.take_if(|known| is_stale(known)).is_some()
     }
 
     async fn next(&self) -> Result<TokenInHand, ServiceError> {
@@ -98,7 +111,8 @@ impl EntraTokens {
             Ok(token) => {
                 let now = (self.clock)();
                 let life = token.end().duration_since(now).unwrap_or_default();
-                let fresh = TokenInHand { due: token.end() - SPARE.min(life / 2), token };
+                let due = token.end() - SPARE.min(life / 2);
+                let fresh = TokenInHand { due, token, obtained: now };
                 *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
                 return Ok(fresh);
             }

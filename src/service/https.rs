@@ -269,12 +269,25 @@ impl HttpsService {
         }
     }
 
-    /// Sends one request and reads its whole answer, with any status.
+    /// Sends one request and reads its whole answer, with any status. If the hub refuses a token of Entra that is not new,
+    /// the request is sent with a new one, once.
     async fn exchange(&mut self, ask: ServiceRequest) -> Result<(Parts, Bytes), ServiceError> {
+        let (head, body) = self.exchange_once(&ask).await?;
+        let is_refused = head.status == StatusCode::UNAUTHORIZED;
+        match &self.authorization {
+            Authorization::Entra(tokens) if is_refused && tokens.drop_refused() => {
+                self.exchange_once(&ask).await
+            }
+            _ => Ok((head, body)),
+        }
+    }
+
+    async fn exchange_once(&mut self, ask: &ServiceRequest) -> Result<(Parts, Bytes), ServiceError> {
         let (host, limit, patience) = (self.host.clone(), ask.limit, ask.patience);
+        // Before the time is counted, because a source of tokens may take longer than the hub.
         let authorization = self.authorization.header().await?;
         let exchange = async {
-            let response = self.send(&ask, &authorization).await?;
+            let response = self.send(ask, &authorization).await?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, limit).collect().await;
             let body = body.map_err(|error| answer::of_body(&host, limit, &*error))?.to_bytes();

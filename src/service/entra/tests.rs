@@ -122,6 +122,23 @@ async fn a_secret_is_sent_in_a_form_and_the_token_serves_until_shortly_before_it
 }
 
 #[tokio::test]
+async fn a_refused_token_gives_way_to_another_one_unless_it_was_new() {
+    static LATER: AtomicU64 = AtomicU64::new(0);
+    let peer =
+        Peer::giving(vec![answer("200 OK", GRANTED), answer("200 OK", &GRANTED.replace("t-1", "t-2"))]).await;
+    let tokens =
+        peer.tokens(AuthMethod::Secret, &APP, || start() + Duration::from_secs(LATER.load(Ordering::SeqCst)));
+    assert!(!tokens.drop_refused(), "there is none");
+    tokens.token().await.expect("a token");
+    assert!(!tokens.drop_refused(), "it is new");
+    assert_eq!(tokens.token().await.expect("a token").expose(), "Bearer t-1");
+    LATER.store(61, Ordering::SeqCst);
+    assert!(tokens.drop_refused());
+    assert_eq!(tokens.token().await.expect("a token").expose(), "Bearer t-2");
+    assert!(!tokens.drop_refused(), "the other one is new");
+}
+
+#[tokio::test]
 async fn each_bad_answer_is_one_sentence_and_a_refusal_is_not_asked_again() {
     let error = async |text: String| {
         let peer = Peer::giving(vec![text]).await;

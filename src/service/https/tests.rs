@@ -207,3 +207,47 @@ fn an_event_whose_body_is_not_what_it_says_is_no_event() {
     assert_eq!(event(r#"{"number":1,"bodyBase64":"?"}"#), None);
     assert_eq!(event(r#"{"number":1}"#).map(|event| event.body), Some(Bytes::new()));
 }
+
+#[tokio::test]
+async fn a_request_that_the_hub_refuses_for_an_old_token_is_sent_again_with_a_new_one_once() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static LATER: AtomicU64 = AtomicU64::new(0);
+    let clock = || NOW + Duration::from_secs(LATER.load(Ordering::SeqCst));
+    let twin = r#"{"properties":{"desired":{},"reported":{}}}"#;
+    let refused =
+        answer("401 Unauthorized", r#"{"Message":"ErrorCode:IotHubUnauthorizedAccess;Unauthorized"}"#);
+    let mut server =
+        Server::start(vec![answer("200 OK", twin), refused.clone(), answer("200 OK", twin), refused]).await;
+    let issuer = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let endpoint = format!("http://{}/token", issuer.local_addr().expect("an address"));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        for number in 1..=2 {
+            let (mut stream, _) = issuer.accept().await.expect("a client");
+            let body = format!(r#"{{"access_token":"t-{number}","expires_in":86400}}"#);
+            stream.write_all(&answer("200 OK\r\nConnection: close", &body)).await.expect("sent");
+            // Until the client has read all.
+            drop(stream.read_to_end(&mut Vec::new()).await);
+        }
+    });
+    let header = Some(crate::credentials::HiddenText::new("h"));
+    let endpoint = crate::credentials::TokenEndpoint::parse(&endpoint).expect("an address");
+    let login = crate::credentials::EntraLogin::Managed { endpoint, header, client_id: None };
+    let tokens = Arc::new(EntraTokens::new(login, crate::service::EntraRoute::default(), clock));
+    let host = HostPort { name: "localhost".into(), port: None };
+    let identity = ServiceIdentity { host, proof: ServiceProof::Entra(tokens) };
+    let way = HttpsWay { port: server.port, proxies: ProxySettings::default() };
+    let ca = server.ca.path().join("ca.pem");
+    let mut client = HttpsService::new(&identity, way, Some(&ca), Duration::ZERO, clock).expect("a client");
+    client.twin("dev1").await.expect("a twin");
+    LATER.store(100, Ordering::SeqCst);
+    client.twin("dev1").await.expect("a twin, with the second token");
+    let error = client.twin("dev1").await.expect_err("the second token is new").to_string();
+    assert!(error.contains("does not accept the token of Microsoft Entra"), "{error}");
+    let heads = server.tasks.join_next().await.expect("a server").expect("no panic");
+    let shown: Vec<_> = heads
+        .iter()
+        .filter_map(|head| head.lines().find_map(|line| line.strip_prefix("authorization: ")))
+        .collect();
+    assert_eq!(shown, ["Bearer t-1", "Bearer t-1", "Bearer t-2", "Bearer t-2"]);
+}
