@@ -76,9 +76,10 @@ pub(super) struct SendArgs {
     /// Wait until the device reports the outcome of its action, for 60s or the given time, and print the outcome; of many
     /// messages, that long after the last one.
     ///
-    /// With a real hub, the rule on the device must have report = "twin", because c2d-send reads the device's twin, not
-    /// the telemetry; the emulator shows both. The hub's HTTPS port must be reachable, and the policy needs
-    /// ServiceConnect, as for sending. HTTPS_PROXY is used. c2d-send checks all this before it sends one message.
+    /// c2d-send reads the device's twin and, for one message, its telemetry (report = "twin", "telemetry" or both). With
+    /// --transport amqp-ws, or where the hub's Event Hubs endpoint cannot be reached on port 5671, it reads the twin only.
+    /// The hub's HTTPS port must be reachable, and the policy needs ServiceConnect, as for sending. HTTPS_PROXY is used.
+    /// c2d-send checks all this before it sends one message.
     #[arg(
         long,
         value_name = "DURATION",
@@ -153,7 +154,12 @@ async fn exchange(
         None => None,
     };
     let mut watch = match ways.https.clone() {
-        Some(way) => Some(OutcomeWatch::begin(way, ca_file.as_deref(), identity, message, lifetime).await?),
+        Some(way) => {
+            // The Event Hubs endpoint is read over TLS only.
+            let reads_events = matches!(ways.amqp, ServiceTransport::Amqp);
+            let ca_file = ca_file.as_deref();
+            Some(OutcomeWatch::begin(way, ca_file, identity, message, lifetime, reads_events).await?)
+        }
         None => None,
     };
     service.sender().await?.send(message).await?;

@@ -49,7 +49,7 @@ The socket where inbox and status reach the running agent.
 The device connection string, in place of [device].
 .TP
 .B C2D_SERVICE_CONNECTION_STRING
-The service connection string of c2d\-send, c2d\-feedback and c2d\-purge.
+The service connection string of the commands of the back end.
 .TP
 .B C2D_CA_FILE
 A PEM file with a private root to trust, in addition to the system's roots.

@@ -321,6 +321,25 @@ fn a_hub_that_throttles_is_asked_less_often() {
 }
 
 #[test]
+fn telemetry_of_a_real_hub_is_read_at_its_event_hubs_endpoint() {
+    let running = Running::start();
+    // Over HTTPS it is no emulator, and its twin never has an outcome.
+    let twin = "HTTP/1.1 200 OK\r\n\r\n{\"properties\":{\"reported\":{}}}".to_owned();
+    running
+        .hub
+        .with(|hub, now| by_telemetry(hub, now, &report("m-1", OutcomeKind::Failed, "failed: earlier")));
+    let device = running.on_message("dev1", |hub, _, now| {
+        hub.record_event("dev2", Properties::default(), Bytes::from_static(b"\xff\0"), now);
+        by_telemetry(hub, now, &report("m-9", OutcomeKind::Failed, "failed: another"));
+        by_telemetry(hub, now, &report("m-1", OutcomeKind::Succeeded, "succeeded"));
+    });
+    let (stdout, stderr, code) = seen(&send_with(&running, vec![twin; 25]));
+    assert!(stdout.contains("\noutcome succeeded  (rule pump") && code == Some(0), "{stdout}{stderr}");
+    assert!(!stderr.contains("twin"), "{stderr}");
+    device.join().expect("a device");
+}
+
+#[test]
 fn what_is_no_hub_gets_no_message() {
     let running = Running::start();
     let answer =
