@@ -77,6 +77,9 @@ pub(super) struct ManyDevicesArgs {
     /// ~/.local/state].
     #[arg(long, value_name = "FILE", conflicts_with = "device")]
     failed: Option<PathBuf>,
+    /// Only say how many devices it is for, and how long it takes.
+    #[arg(long, conflicts_with_all = ["device", "job"])]
+    dry_run: bool,
     #[command(flatten)]
     job: JobArgs,
 }
@@ -236,26 +239,26 @@ pub(super) fn run<T>(
     let ManyCalls { many, hub, .. } = *calls;
     let failed_file = many.failed_file().map_err(Failure::usage)?;
     super::block_on(async {
+        // Before signals are caught: one ends the program while it reads a list from a terminal.
+        let entries = many.entries(hub).await?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
-        let entries = tokio::select! {
-            entries = many.entries(hub) => entries?,
-            Some(_signal) = signals.next() => return Err(anyhow!("interrupted by a signal: nothing was done").into()),
-        };
         let target = |entry: &Entry| Addressee::new(&entry.device_id, calls.module);
         let targets = entries.iter().map(target).collect::<Result<Vec<_>, _>>().map_err(Failure::usage)?;
         let per_minute = many.rate.unwrap_or_else(|| (calls.per_minute)(many.tier.into(), many.units));
         let mut services = Vec::new();
         for _ in 0..targets.len().min(AT_ONCE) {
             let rest = hub.rest().map_err(Failure::usage)?;
-            services.push(
-                rest.service(calls.token_lifetime(targets.len(), per_minute)).map_err(anyhow::Error::new)?,
-            );
+            let lifetime = calls.token_lifetime(targets.len(), per_minute);
+            services.push(rest.service(lifetime).map_err(anyhow::Error::new)?);
         }
         let mut output = CallsOutput::new(calls.json, entries, Some(failed_file));
-        output.planned(&calls.doing, per_minute)?;
+        output.planned(&calls.doing, per_minute, many.dry_run)?;
+        if many.dry_run {
+            return Ok(Exit::Done);
+        }
         let stop = CancellationToken::new();
+        let mut shown = Ok(());
         let result = {
-            let mut shown = Ok(());
             let mut show = |progress: CallProgress<'_, T>| {
                 if shown.is_ok() {
                     shown = output.progress(&progress, |entry, result| match targets.get(entry) {
@@ -273,23 +276,22 @@ pub(super) fn run<T>(
                 None => Err(ServiceError::Answer(format!("there is no device {entry}"))),
             };
             let pace = Pace::new(per_minute, Instant::now());
-            let called = {
-                let calling = call_each(targets.len(), services, pace, PATIENCE, &stop, one, &mut show);
-                let mut calling = std::pin::pin!(calling);
-                tokio::select! {
-                    called = &mut calling => called,
-                    Some(_signal) = signals.next() => {
-                        stop.cancel();
-                        calling.await
-                    }
+            let calling = call_each(targets.len(), services, pace, PATIENCE, &stop, one, &mut show);
+            let mut calling = std::pin::pin!(calling);
+            tokio::select! {
+                called = &mut calling => called,
+                Some(_signal) = signals.next() => {
+                    stop.cancel();
+                    calling.await
                 }
-            };
-            shown?;
-            called
+            }
         };
         let left = result.as_ref().err();
-        let failed = output
-            .finished(left.map_or(&[], |left| &left.not_begun), left.map_or(&[], |left| &left.unknown))?;
+        let (not_begun, unknown) = left.map_or((&[][..], &[][..]), |left| (&left.not_begun, &left.unknown));
+        // The list of what is left is written even if nothing can be printed any more.
+        let finished = output.finished(not_begun, unknown);
+        shown?;
+        let failed = finished?;
         match result {
             Ok(()) if failed == 0 => Ok(Exit::Done),
             Ok(()) => Ok(Exit::NegativeFeedback),

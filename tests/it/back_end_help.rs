@@ -6,12 +6,13 @@
 use crate::harness::{binary, run};
 
 /// Each command with its required arguments, and its transports.
-const COMMANDS: [(&str, &[&str]); 5] = [
+const COMMANDS: [(&str, &[&str]); 6] = [
     ("c2d-send", &["amqp", "amqp-ws"]),
     ("c2d-feedback", &["amqp", "amqp-ws", "https"]),
     ("c2d-purge", &["https"]),
     ("invoke-method --method m", &["https"]),
     ("twin get", &["https"]),
+    ("monitor", &["amqp"]),
 ];
 
 /// The part of the help that all these commands share.

@@ -77,6 +77,30 @@ fn each_twin_of_a_list_is_patched_and_what_failed_is_a_list_again() {
 }
 
 #[test]
+fn a_dry_run_does_nothing_and_a_list_may_come_from_standard_input() {
+    let running = Running::with_devices(ids(2));
+    let (list, _) = listed(&running, "pump-1\ngone\n");
+    let patch = ["twin", "patch", "--devices-from", "-", "--desired", "{\"a\": 1}"];
+    let from_stdin = |arguments: &[&str]| {
+        let mut command = command(&running, &[&patch[..], arguments].concat());
+        command.stdin(std::fs::File::open(&list).expect("the list"));
+        let process = Process::spawn_with_stdin(&mut command);
+        let code = process.wait_exit().code();
+        (process.stdout.text(), process.stderr.text(), code)
+    };
+    let (stdout, stderr, code) = from_stdin(&["--dry-run", "--rate", "1/min"]);
+    let words = "would be patching twins at 2 devices, at most 1/min: at least 2 min";
+    assert_eq!((stdout.as_str(), stderr.as_str(), code), (words, "", Some(0)));
+    assert!(desired(&running, "pump-1").get("a").is_none());
+    let (stdout, _, code) = from_stdin(&["--json"]);
+    let summary = json_lines(&stdout).pop().expect("a summary");
+    let file = PathBuf::from(summary["failedFile"].as_str().expect("a file"));
+    assert!(file.starts_with(running.file("xdg/c2d-agent/runs")), "{file:?}");
+    assert_eq!(std::fs::read_to_string(file).expect("a list"), "gone\n");
+    assert_eq!((&desired(&running, "pump-1")["a"], code), (&1.into(), Some(3)));
+}
+
+#[test]
 fn a_signal_ends_the_run_and_the_rest_is_in_the_list() {
     let running = Running::with_devices(ids(3));
     let (list, failed) = listed(&running, "{\"deviceId\":\"pump-1\",\"x\":1}\n{\"deviceId\":\"pump-2\"}");

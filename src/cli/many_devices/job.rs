@@ -78,8 +78,9 @@ pub(in crate::cli) fn run(calls: &ManyCalls<'_>, work: JobWork<'_>) -> Result<Ex
     let rest = calls.hub.rest().map_err(Failure::usage)?;
     let id = uuid::Uuid::new_v4().to_string();
     crate::cli::block_on(async {
-        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
+        // As for calls from here: a signal ends the program while it reads a list.
         let condition = wanted(many, calls.hub).await?;
+        let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let mut service = rest.service(TOKEN_LIFETIME + args.within).map_err(anyhow::Error::new)?;
         let order =
             JobOrder { id: &id, work, condition: &condition, start: args.start, longest: args.within };

@@ -103,13 +103,14 @@ impl CallsOutput {
     }
 
     /// Says what is about to be done.
-    pub(in crate::cli) fn planned(&self, doing: &str, per_minute: f64) -> anyhow::Result<()> {
+    pub(in crate::cli) fn planned(&self, doing: &str, per_minute: f64, is_dry: bool) -> anyhow::Result<()> {
         let devices = self.entries.len();
         let time = Duration::try_from_secs_f64(devices as f64 * 60.0 / per_minute).unwrap_or(Duration::MAX);
         if self.json {
             return print(&json(&CallsLine::Run { devices, per_minute, seconds: time.as_secs() })?);
         }
         let devices = if devices == 1 { "1 device".to_owned() } else { format!("{devices} devices") };
+        let doing = if is_dry { format!("would be {doing}") } else { doing.to_owned() };
         print(&format!("{doing} at {devices}, at most {per_minute:.0}/min: at least {}", span(time)))
     }
 
