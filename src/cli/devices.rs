@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, print};
+use super::many_devices;
 use super::query::{self, LimitArgs};
 use super::rows::RowsOutput;
 use super::shown::{aligned, json as json_line, plain, shell, width};
@@ -162,13 +163,15 @@ pub(super) fn run(args: &DevicesArgs) -> Result<Exit, Failure> {
 
 impl DevicesList {
     fn run(&self) -> Result<Exit, Failure> {
-        let condition = self.query.as_deref().map(|text| {
-            let text = text.trim();
-            match text.split_once(char::is_whitespace) {
-                Some((first, rest)) if first.eq_ignore_ascii_case("where") => rest,
-                _ => text,
-            }
-        });
+        let condition = match self.query.as_deref() {
+            Some(sql) => Some(many_devices::condition(sql).ok_or_else(|| {
+                Failure::usage(anyhow!(
+                    "--query is a whole query, but devices list takes a condition: give what is behind WHERE, or use \
+                     c2d-agent query"
+                ))
+            })?),
+            None => None,
+        };
         let sql =
             condition.map_or_else(|| LISTED.to_owned(), |condition| format!("{LISTED} WHERE {condition}"));
         let columns = ["device", "status", "connection", "lastActivity", "signIn", "edge"];

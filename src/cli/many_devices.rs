@@ -195,7 +195,7 @@ async fn found(hub: &HubArgs, sql: &str) -> Result<Vec<Entry>, Failure> {
 }
 
 /// A condition without the word WHERE. `None` if it is a whole query.
-fn condition(sql: &str) -> Option<&str> {
+pub(super) fn condition(sql: &str) -> Option<&str> {
     let sql = sql.trim();
     let first = sql.split_whitespace().next().unwrap_or_default();
     match first {

@@ -141,6 +141,7 @@ fn each_refusal_of_the_registry_has_its_sentence_and_leaves_no_file() {
         (&["create", "y", "--key-file", key.to_str().expect("UTF-8")], "has a line that is no key in base64"),
         (&["create", "y", "--key-file", "x", "--x509-ca"], "cannot be used with"),
         (&["list", "--query", "deviceId ="], "the hub refuses the query: "),
+        (&["list", "--query", "SELECT *"], "--query is a whole query, but devices list takes a condition"),
     ] {
         let (_, stderr, code) = owner(&emulator, &[&["devices"], arguments].concat());
         assert!(stderr.contains(words) && code == Some(2), "{arguments:?}: {stderr}");
