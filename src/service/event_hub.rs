@@ -276,3 +276,28 @@ fn text_of(value: &SimpleValue) -> Option<String> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fe2o3_amqp::types::definitions::{Error, Fields, LinkError};
+
+    #[test]
+    fn the_address_of_a_redirect_says_the_host_and_the_event_hub() {
+        let of = |address: &str| {
+            let mut info = Fields::new();
+            info.insert(Symbol::from("address"), Value::String(address.to_owned()));
+            target(&Error::new(LinkError::Redirect, None, info))
+        };
+        let found = |address: &str| of(address).map(|(host, name)| format!("{host} {name}"));
+        let real = "amqps://iothub-ns-h-1-2.servicebus.windows.net:5671/iothub-ehub-h-1-2/$management";
+        let expected = "iothub-ns-h-1-2.servicebus.windows.net:5671 iothub-ehub-h-1-2";
+        assert_eq!(found(real).as_deref(), Some(expected));
+        let signed_in = real.replace("amqps://", "amqps://service%40sas.root.h:SharedAccessSignature%20sr@");
+        assert_eq!(found(&signed_in).as_deref(), Some(expected));
+        for wrong in ["", "amqps://h", "amqps://h/", "http://h/name", "amqps://a b/name"] {
+            assert_eq!(found(wrong), None, "{wrong}");
+        }
+        assert_eq!(target(&Error::new(LinkError::Redirect, None, None)), None);
+    }
+}
