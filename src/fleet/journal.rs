@@ -6,6 +6,7 @@
 //! line for each message that the hub accepted or refused. A message without such a line has not been settled: it is
 //! sent when the run is resumed, with the same id, because it is not known whether the hub has it.
 
+use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -63,7 +64,8 @@ enum JournalLine {
     },
 }
 
-/// A run, and what is settled of each of its entries.
+/// A run, and what is settled of each of its entries. Of each condition, only the first refusal has its error: that one is
+/// shown, and all of them would need more memory than the run.
 pub(crate) type BegunRun = (Run, Vec<Option<Settlement>>);
 
 /// Why a journal cannot be used.
@@ -222,6 +224,7 @@ impl RunJournal {
         let mut text = Vec::new();
         let mut run: Option<(Run, usize)> = None;
         let mut settled = Vec::new();
+        let mut conditions = HashSet::new();
         let mut length = 0;
         for line in 1.. {
             text.clear();
@@ -255,7 +258,12 @@ impl RunJournal {
                 {
                     settled = vec![None; *entries];
                 }
-                (Ok(JournalLine::Settled { number, device, settlement, .. }), Some((run, _))) => {
+                (Ok(JournalLine::Settled { number, device, mut settlement, .. }), Some((run, _))) => {
+                    if let Settlement::Refused { condition, error } = &mut settlement
+                        && !conditions.insert(condition.clone())
+                    {
+                        *error = String::new();
+                    }
                     let entry =
                         run.entries.get(number.wrapping_sub(1)).filter(|entry| entry.device_id == device);
                     match (entry, settled.get_mut(number.wrapping_sub(1))) {
@@ -326,6 +334,17 @@ mod tests {
         let (_, (_, settled)) = RunJournal::resume(&path).expect("a journal");
         assert!(settled.iter().all(Option::is_some));
         assert!(matches!(RunJournal::create(&path, &run), Err(JournalError::Exists(_))));
+    }
+
+    #[test]
+    fn numbers_that_get_longer_still_fit_into_a_line() {
+        let list = format!("{{\"deviceId\":\"a\",\"x\":[{}0]}}", "1e15,".repeat(100_000));
+        let entries = EntryList::of_devices(list.as_bytes(), "l").expect("a list").entries;
+        let (folder, run) = (folder(), Run { entries, ..run() });
+        let path = folder.path().join("run.jsonl");
+        drop(RunJournal::create(&path, &run).expect("a journal"));
+        assert!(std::fs::metadata(&path).expect("a file").len() > 1024 * 1024);
+        assert_eq!(RunJournal::resume(&path).expect("a journal").1.0, run);
     }
 
     #[test]

@@ -166,11 +166,15 @@ impl<'a> Sending<'a> {
         let stop = self.stop.clone();
         let mut pause = FIRST_PAUSE;
         while !self.queue.is_empty() {
-            let before = self.taken;
+            let taken = self.taken;
             let Some(connected) = stop.run_until_cancelled(connect()).await else { break };
+            let mut is_failure = true;
             let error = match connected {
                 Ok(mut link) => {
                     let lost = self.send_over(&mut link, tell).await;
+                    // A slow run asks nothing of many a link. That such a link ends, for example with its token, is no
+                    // failure.
+                    is_failure = self.failing.is_some() || !self.sent.is_empty();
                     // It is not known whether the hub has what was on its way.
                     self.queue.extend(std::mem::take(&mut self.sent).into_keys());
                     match lost? {
@@ -181,14 +185,16 @@ impl<'a> Sending<'a> {
                 Err(error) if !passes(&error) => return Err(self.ended(error)),
                 Err(error) => error,
             };
-            if self.taken > before {
+            if self.taken > taken {
                 pause = FIRST_PAUSE;
             }
             let refusal = error.refusal();
             if refusal.is_some_and(|refusal| refusal.scope() == RefusalScope::Quota) {
                 return Err(self.ended(error));
             }
-            self.failed(&error)?;
+            if is_failure {
+                self.failed(&error)?;
+            }
             let asked = refusal.and_then(Refusal::retry_after).unwrap_or_default();
             let wait = pause.max(asked.min(LONGEST_PAUSE));
             tell(Progress::Lost { error: &error, wait });
@@ -284,13 +290,19 @@ impl<'a> Sending<'a> {
             return Ok(None);
         };
         let message = self.run.message(entry, (self.clock)()).map_err(RunError::Entry)?;
+        self.queue.remove(&index);
+        self.sent.insert(index, Instant::now());
         // The hub may give no credit for a while, and the signal to stop may come then.
-        let Some(begun) = self.stop.run_until_cancelled(link.begin(&message)).await else { return Ok(None) };
+        let Some(begun) = self.stop.run_until_cancelled(link.begin(&message)).await else {
+            self.sent.remove(&index);
+            self.queue.insert(index);
+            return Ok(None);
+        };
         let answer = match begun {
             Ok(answer) => answer,
             Err(error) => return Ok(Some(error)),
         };
-        self.queue.remove(&index);
+        // The hub has its time from when it has the message.
         self.sent.insert(index, Instant::now());
         on_the_way.push(answer.map(move |answer| (index, answer)).boxed());
         Ok(None)

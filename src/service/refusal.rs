@@ -137,7 +137,7 @@ fn meaning(condition: &str, description: &str, code: Option<u32>, asked: Refused
     let lower = description.to_ascii_lowercase();
     match (condition, asked) {
         ("amqp:not-found", RefusedRequest::Message { device_id }) => {
-            format!("the hub knows no device \"{device_id}\": check --device")
+            format!("the hub knows no device \"{device_id}\": check --device, or the list")
         }
         ("amqp:not-found", RefusedRequest::Events { group }) => {
             format!("the Event Hubs endpoint has no consumer group \"{group}\": make it, or use $Default")
@@ -294,7 +294,7 @@ mod tests {
     fn the_condition_decides_the_words() {
         assert_eq!(
             refusal(AmqpError::NotFound, "no such device", DEVICE),
-            "the hub knows no device \"dev1\": check --device (amqp:not-found: no such device)"
+            "the hub knows no device \"dev1\": check --device, or the list (amqp:not-found: no such device)"
         );
         assert!(refusal(AmqpError::ResourceLimitExceeded, "", DEVICE).contains("is full (50 messages)"));
         assert!(refusal(AmqpError::ResourceLimitExceeded, "Quota", DEVICE).contains("quota of the day"));

@@ -255,7 +255,7 @@ fn an_unknown_device_and_a_full_queue_are_refused_in_words() {
     assert_eq!((stdout.as_str(), code), ("message m-1  device nope\n", Some(1)));
     assert_eq!(
         stderr,
-        "c2d-agent: the hub knows no device \"nope\": check --device (amqp:not-found: the hub has no device \
+        "c2d-agent: the hub knows no device \"nope\": check --device, or the list (amqp:not-found: the hub has no device \
          \"nope\"; tracking id N)\n"
     );
     for n in 0..49 {

@@ -3,7 +3,8 @@
 //!
 //! Owns: nothing. Must not know: how a run is sent.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -24,10 +25,11 @@ fn a_run_that_goes_on_counts_what_was_refused_before() {
     let process = Process::spawn(&mut command);
     process.stdout.wait_for("\"refused\"");
     assert_eq!(process.terminate(), Some(1));
-    for _ in 0..2 {
+    for open in [2, 0] {
         let rest = run(running.sender().arg("--resume").arg(&journal).args(FAST).arg("--json"));
         assert_eq!(rest.status.code(), Some(3), "{}", stderr(&rest));
         let lines = json_lines(&stdout(&rest));
+        assert_eq!(lines[0]["messages"], open, "what is left");
         let summary = lines.last().expect("a summary");
         assert_eq!(
             ["accepted", "refused", "postponed", "open"].map(|name| summary[name].as_u64()),
@@ -185,16 +187,44 @@ fn a_second_signal_ends_a_run_at_once() {
 #[test]
 fn a_run_over_100_000_devices_stays_below_64_mib() {
     const MOST_KIB: u64 = 64 * 1024;
-    let (running, path) = with_list(1, &ids(100_000).join("\n"));
+    let nobody = |number: usize| format!("nobody-{number}");
+    let list = ["pump-1".to_owned()].into_iter().chain((2..100_000).map(nobody)).chain(["pump-2".to_owned()]);
+    let (running, path) = with_list(2, &list.collect::<Vec<_>>().join("\n"));
     let mut command = running.sender();
     command.arg("--devices-from").arg(&path).args(["--rate", "1/min", "--data", "x{n}", "--json"]);
     let process = Process::spawn(&mut command);
     process.stdout.wait_for("\"accepted\"");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("a status");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
-    let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
-    assert!(kib < MOST_KIB, "{kib} KiB");
+    assert!(peak(&process) < MOST_KIB, "{} KiB", peak(&process));
     assert_eq!(process.terminate(), Some(1));
     let said = process.stdout.wait_for("\"summary\"");
     assert!(said.contains("\"accepted\":1,\"refused\":0,\"postponed\":0,\"open\":99999"), "{said}");
+
+    // As if nearly all had been refused.
+    let journal = json_lines(&process.stdout.text())[1]["file"].as_str().expect("a file").to_owned();
+    let mut file = OpenOptions::new().append(true).open(&journal).expect("a journal");
+    let error = "x".repeat(200);
+    let line = |number| {
+        format!(
+            "{{\"line\":\"settled\",\"number\":{number},\"device\":\"{}\",\"at\":\"\",\"state\":\"refused\",\
+             \"condition\":\"c\",\"error\":\"{error}\"}}\n",
+            nobody(number)
+        )
+    };
+    let lines: String = (2..100_000).map(line).collect();
+    file.write_all(lines.as_bytes()).expect("written");
+    let order = FaultOrder { device_id: Some("pump-2".into()), fault: Fault::Throttle };
+    running.hub.with(|hub, _| hub.order_faults(&[order])).expect("set");
+    let process = Process::spawn(running.sender().arg("--resume").arg(&journal).arg("--json"));
+    process.stdout.wait_for("\"throttled\"");
+    assert!(peak(&process) < MOST_KIB, "{} KiB", peak(&process));
+    assert_eq!(process.terminate(), Some(1));
+    let said = process.stdout.wait_for("\"summary\"");
+    assert!(said.contains("\"accepted\":1,\"refused\":99998,\"postponed\":0,\"open\":1"), "{said}");
+}
+
+/// The most memory that a process has had so far, in KiB.
+fn peak(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("a status");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    peak.trim().trim_end_matches(" kB").parse().expect("a number")
 }

@@ -162,9 +162,9 @@ pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
         }
         let (sizes, is_same) = check(&run).map_err(Failure::usage)?;
         let many = &args.many;
-        let settled = match &begun {
-            Some((_, settled)) => settled.clone(),
-            None => vec![None; run.entries.len()],
+        let (journal, settled) = match begun {
+            Some((journal, settled)) => (Some(journal), settled),
+            None => (None, vec![None; run.entries.len()]),
         };
         let open = sizes.into_iter().zip(&settled).filter(|(_, state)| state.is_none());
         let estimate =
@@ -174,8 +174,8 @@ pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
         if many.dry_run {
             return output.broken().map_or(Ok(Exit::Done), |error| Err(error.into()));
         }
-        let journal = match begun {
-            Some((journal, _)) => journal,
+        let journal = match journal {
+            Some(journal) => journal,
             None => create_journal(args, &run)?,
         };
         send(args, &identity, &run, (journal, settled), output).await

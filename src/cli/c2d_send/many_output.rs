@@ -88,10 +88,9 @@ impl<'a> ManyOutput<'a> {
     pub(super) fn planned(&mut self, estimate: &Estimate, is_same: bool, dry_run: bool) {
         let Estimate { messages, per_minute, time, quota } = *estimate;
         if !self.json && self.run.naming == Naming::ByDevice && is_same && messages >= MANY {
-            tell(
-                "all devices get the same message: if it is a setting, a desired property suits better, because a hub takes \
-                 30 times as many changes of twins (c2d-agent twin, or a job)",
-            );
+            let note = "all devices get the same message: if it is a setting, a desired property suits better, because a \
+                        hub takes 30 times as many changes of twins (c2d-agent twin, or a job)";
+            shown::wrapped(note, shown::width()).into_iter().for_each(tell);
         }
         let (run, hub) = (self.run.id.as_str(), self.run.hub.as_str());
         let verb = if dry_run { "would send" } else { "sending" };

@@ -23,7 +23,12 @@ type Script = Rc<RefCell<dyn FnMut(&str) -> Play>>;
 struct PlayedLink {
     script: Script,
     lost: Rc<RefCell<Option<ServiceError>>>,
+    /// When its token expires.
+    end: Instant,
 }
+
+/// How long a token is valid.
+const LIFE: Duration = Duration::from_secs(3600);
 
 impl SendingLink for PlayedLink {
     async fn begin(&mut self, message: &OutgoingMessage) -> Result<Answering, ServiceError> {
@@ -43,7 +48,10 @@ impl SendingLink for PlayedLink {
         let lost = self.lost.borrow_mut().take();
         match lost {
             Some(error) => error,
-            None => std::future::pending().await,
+            None => {
+                sleep_until(self.end).await;
+                ServiceError::Lost("the token has expired".into())
+            }
         }
     }
 }
@@ -80,6 +88,15 @@ fn play(script: impl FnMut(&str) -> Play + 'static) -> Played {
 /// `connected` says whether the hub lets the program in for the n-th time.
 fn play_until(
     stop: CancellationToken,
+    script: impl FnMut(&str) -> Play + 'static,
+    connected: impl FnMut(usize) -> Result<(), ServiceError>,
+) -> Played {
+    play_at(6_000.0, stop, script, connected)
+}
+
+fn play_at(
+    per_minute: f64,
+    stop: CancellationToken,
     mut script: impl FnMut(&str) -> Play + 'static,
     mut connected: impl FnMut(usize) -> Result<(), ServiceError>,
 ) -> Played {
@@ -100,13 +117,14 @@ fn play_until(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     let (result, took) = runtime.expect("a runtime").block_on(async {
         let begun = Instant::now();
-        let pace = Pace::new(6_000.0, begun);
+        let pace = Pace::new(per_minute, begun);
         let limits = SendingLimits { window: 2, patience: Duration::from_secs(600) };
         let clock = || SystemTime::UNIX_EPOCH;
         let mut sending = Sending::new(&run, journal, &[None, None, None], pace, limits, stop, clock);
         let connect = async || {
             links += 1;
-            connected(links).map(|()| PlayedLink { script: Rc::clone(&script), lost: Rc::default() })
+            let (script, end) = (Rc::clone(&script), Instant::now() + LIFE);
+            connected(links).map(|()| PlayedLink { script, lost: Rc::default(), end })
         };
         let mut tell = |progress: Progress<'_>| {
             told.push(match progress {
@@ -231,6 +249,15 @@ fn patience_counts_from_the_first_failure() {
     );
     assert!(matches!(away.result, Err(RunError::NoProgress { .. })), "{:?}", away.result);
     assert!((600..680).contains(&away.took.as_secs()), "{:?}", away.took);
+}
+
+#[test]
+fn a_slow_run_outlives_its_tokens() {
+    // A message every five hours.
+    let played = play_at(1.0 / 300.0, CancellationToken::new(), |_| accepted(), |_| Ok(()));
+    assert!(played.result.is_ok(), "{:?}", played.result);
+    assert_eq!((played.journal.as_slice(), played.took.as_secs() / 3600), (ALL.as_slice(), 10));
+    assert!((9..=12).contains(&played.links), "{}", played.links);
 }
 
 #[test]
