@@ -277,6 +277,8 @@ impl HubArgs {
         let path = |path: &PathBuf| path.display().to_string();
         let given = [
             ("--connection-string-file", self.connection_string_file.as_ref().map(path)),
+            ("--hub", self.hub.as_ref().map(HostPort::to_string)),
+            ("--auth", self.auth.map(|auth| AuthMethod::from(auth).name().to_owned())),
             ("--ca-file", self.ca_file.as_ref().map(path)),
             ("--transport", (self.transport != TransportArg::Amqp).then(|| self.transport.name().to_owned())),
             ("--https-port", (self.https_port != HTTPS_PORT).then(|| self.https_port.to_string())),

@@ -12,7 +12,7 @@ use c2d_agent::emulator::hub::{Fault, FaultOrder};
 use rustix::process::Signal;
 
 use crate::fleet::{FAST, ids, stderr, stdout, to_list, waiting, with_list};
-use crate::harness::{Process, binary, run};
+use crate::harness::{Process, Proxy, binary, run};
 use crate::json_lines::json_lines;
 use crate::service_peer::ServicePeer;
 
@@ -115,6 +115,66 @@ fn standard_output_that_fails_is_told_and_hides_nothing() {
     assert_eq!(stderr(&output), "");
     for device in ids(3) {
         assert_eq!(waiting(&running, &device).len(), 2, "{device}");
+    }
+}
+
+#[test]
+fn a_connection_that_is_cut_again_and_again_costs_no_message() {
+    const DEVICES: usize = 600;
+    let (running, path) = with_list(DEVICES, &ids(DEVICES).join("\n"));
+    let proxy = Proxy::to(running.amqp);
+    let port = |port: u16| format!("HostName=localhost:{port};");
+    let service = running.service_string().replace(&port(running.amqp.port()), &port(proxy.address.port()));
+    let mut command = running.sender();
+    command.env("C2D_SERVICE_CONNECTION_STRING", service).arg("--devices-from").arg(&path).arg("--json");
+    let process = Process::spawn(command.args(FAST));
+    for cuts in 1..=4 {
+        process.stdout.wait_for_nth("\"accepted\"", cuts * 100);
+        proxy.cut();
+        process.stdout.wait_for_nth("\"lost\"", cuts);
+    }
+    assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
+    let mut doubled = 0;
+    for device in ids(DEVICES) {
+        let messages = waiting(&running, &device);
+        assert!(
+            !messages.is_empty() && messages.iter().all(|id| *id == messages[0]),
+            "{device}: {messages:?}"
+        );
+        doubled += messages.len() - 1;
+    }
+    assert!(doubled <= 4 * 16, "{doubled}");
+    let lines = process.stdout.all();
+    let accepted = lines.iter().filter(|line| line.contains("\"accepted\",")).count();
+    assert_eq!(accepted, DEVICES, "each is told once");
+}
+
+#[test]
+fn a_disk_that_is_full_in_the_middle_ends_a_run_that_goes_on_when_there_is_room() {
+    const DEVICES: usize = 200;
+    let (running, path) = with_list(DEVICES, &ids(DEVICES).join("\n"));
+    let journal = running.file("run.journal");
+    let of = to_list(&running, &path);
+    let mut command = Command::new("sh");
+    // 16 KiB: room for the run, and for the answers to some of its messages.
+    command.args(["-c", "ulimit -f 32; exec \"$@\"", "sh"]).arg(of.get_program()).args(of.get_args());
+    command.arg("--journal").arg(&journal);
+    for (name, value) in of.get_envs().filter_map(|(name, value)| Some((name, value?))) {
+        command.env(name, value);
+    }
+    let failed = run(&mut command);
+    let said = stderr(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{said}");
+    let words = format!("make room, then go on with --resume {}; what is sent until then", journal.display());
+    assert!(said.contains("run.journal cannot be written (") && said.contains(&words), "{said}");
+    let rest = run(running.sender().arg("--resume").arg(&journal).args(FAST));
+    assert!(rest.status.success() && stdout(&rest).contains("      200  accepted"), "{rest:?}");
+    for device in ids(DEVICES) {
+        let messages = waiting(&running, &device);
+        assert!(
+            !messages.is_empty() && messages.iter().all(|id| *id == messages[0]),
+            "{device}: {messages:?}"
+        );
     }
 }
 

@@ -188,16 +188,16 @@ async fn prepared(
     identity: &ServiceIdentity,
 ) -> Result<(Run, Option<(RunJournal, Vec<Option<Settlement>>)>), Failure> {
     let many = &args.many;
+    let waiting = args.wait_option().map_err(Failure::usage)?;
     if let Some(path) = &many.resume {
         let (journal, (run, settled)) = RunJournal::resume(path).map_err(Failure::usage)?;
         if run.hub != identity.host.name {
-            let (path, hub, own) = (path.display(), &run.hub, &identity.host.name);
+            let (path, hub, own) = (path.display(), plain(&run.hub), &identity.host.name);
             let error = anyhow!("{path} is the journal of a run at {hub}, but the hub given is {own}");
             return Err(Failure::usage(error));
         }
         return Ok((run, Some((journal, settled))));
     }
-    let waiting = args.wait_option().map_err(Failure::usage)?;
     let template = args.message.template(waiting).map_err(Failure::usage)?;
     let (list, naming) = match (&args.device, &many.devices_from, &many.query) {
         (Some(device), _, _) => {

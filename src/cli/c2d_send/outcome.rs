@@ -190,10 +190,7 @@ impl OutcomeWatch {
 }
 
 /// Begins to read what devices send to a real hub.
-async fn events(
-    identity: &ServiceIdentity,
-    ca_file: Option<&Path>,
-) -> Result<EventReader, ServiceError> {
+async fn events(identity: &ServiceIdentity, ca_file: Option<&Path>) -> Result<EventReader, ServiceError> {
     let access = EventHubAccess::of_hub(identity, ca_file, SystemTime::now()).await?;
     let (group, offsets) = ("$Default".to_owned(), BTreeMap::new());
     let from = EventsFrom { group, start: EventStart::Latest, offsets };
