@@ -108,6 +108,26 @@ fn a_terminal_shows_a_bar_and_then_the_sums() {
 }
 
 #[test]
+fn a_terminal_shows_of_how_many_messages_the_feedback_has_come() {
+    let (running, path) = with_list(2, "pump-1\npump-2\n");
+    let device = running.on_message("pump-1", |_, _, _| {});
+    let mut command = running.sender();
+    command.arg("--devices-from").arg(&path).args(["--rate", "5/s", "--wait=60s"]);
+    let mut watched = Watched::start(&mut command);
+    device.join().expect("a message");
+    watched.wait_for("100 %  2 accepted, 0 refused, 1 with feedback ");
+    running.on_message("pump-2", |_, _, _| {}).join().expect("a message");
+    watched.wait_for("        2  delivered");
+    assert_eq!(watched.exit_code(), Some(0), "{}", watched.seen);
+    // Notes stand on lines of their own.
+    let lines: Vec<_> =
+        watched.seen.split(['\r', '\n']).map(|line| line.trim_start_matches("\x1b[2K")).collect();
+    for note in ["watching the feedback of localhost", "all is sent: waiting up to 1m for feedback"] {
+        assert!(lines.iter().any(|line| line.starts_with(note)), "{note}: {:?}", watched.seen);
+    }
+}
+
+#[test]
 fn a_signal_in_the_middle_says_how_to_go_on() {
     let (running, path) = with_list(3, "pump-1\npump-2\npump-3");
     let mut command = running.sender();

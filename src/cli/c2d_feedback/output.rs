@@ -112,6 +112,10 @@ impl BatchReader for FeedbackOutput {
     fn is_open(&self) -> bool {
         self.open
     }
+
+    fn note(&self, line: &str) {
+        tell(line);
+    }
 }
 
 impl FeedbackOutput {

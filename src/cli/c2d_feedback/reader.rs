@@ -20,4 +20,7 @@ pub(in crate::cli) trait BatchReader {
 
     /// Whether somebody still reads what is shown.
     fn is_open(&self) -> bool;
+
+    /// Tells people a line about the watch itself.
+    fn note(&self, line: &str);
 }

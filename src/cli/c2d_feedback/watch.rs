@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::reader::BatchReader;
 use super::spool::Spool;
-use crate::cli::{sentence, tell};
+use crate::cli::sentence;
 use crate::service::{
     FeedbackBatch, FeedbackSource, FeedbackTransport, ServiceError, ServiceIdentity, TOKEN_LIFETIME,
 };
@@ -92,8 +92,10 @@ impl<R: BatchReader> Watch<R> {
             let error = match opened {
                 Ok(mut source) => {
                     match (is_first, is_lost) {
-                        (true, _) => tell(format_args!("watching the feedback of {}", self.identity.host)),
-                        (false, true) => tell("connected again"),
+                        (true, _) => {
+                            self.output.note(&format!("watching the feedback of {}", self.identity.host))
+                        }
+                        (false, true) => self.output.note("connected again"),
                         (false, false) => tracing::debug!("connected with a new token"),
                     }
                     (is_first, is_lost) = (false, false);
@@ -122,7 +124,7 @@ impl<R: BatchReader> Watch<R> {
             is_lost = true;
             // Half of the delay is random, so that many watchers do not come back at the same moment.
             let wait = delay.mul_f64(0.5 + fastrand::f64() / 2.0);
-            tell(format_args!("{}; trying again in {:.1} s", sentence(&error), wait.as_secs_f64()));
+            self.output.note(&format!("{}; trying again in {:.1} s", sentence(&error), wait.as_secs_f64()));
             tokio::select! {
                 biased;
                 end = end.as_mut() => return Ok(end),

@@ -37,6 +37,8 @@ pub(super) struct ManyOutput<'a> {
     accepted: usize,
     /// How many were settled or postponed now, without what was known before.
     now: usize,
+    /// Of how many messages feedback or an outcome is known.
+    heard: Option<(usize, &'static str)>,
     refused: BTreeMap<String, Refusals>,
     /// Not taken for now: a resumed run sends them.
     postponed: BTreeMap<String, Refusals>,
@@ -79,6 +81,7 @@ impl<'a> ManyOutput<'a> {
             told: now,
             accepted: 0,
             now: 0,
+            heard: None,
             refused: BTreeMap::new(),
             postponed: BTreeMap::new(),
         }
@@ -197,15 +200,31 @@ impl<'a> ManyOutput<'a> {
     /// A note for people who watch.
     pub(super) fn waiting(&self, text: &str) {
         if !self.json {
-            match &self.bar {
-                Some(bar) => bar.note(text),
-                None => tell(text),
-            }
+            self.say(text);
         }
+    }
+
+    /// A line on standard error, in each form of the output.
+    pub(super) fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.note(text),
+            None => tell(text),
+        }
+    }
+
+    /// Shows of how many messages the feedback or the outcome is known.
+    pub(super) fn heard(&mut self, count: usize, what: &'static str) {
+        self.heard = Some((count, what));
+        self.show();
     }
 
     fn one_more(&mut self) {
         self.now += 1;
+        self.show();
+    }
+
+    /// How far the run is: on the bar, or else on a line now and then.
+    fn show(&mut self) {
         self.show_bar();
         if !self.json && self.bar.is_none() && self.told.elapsed() >= BETWEEN_LINES {
             self.told = Instant::now();
@@ -227,10 +246,13 @@ impl<'a> ManyOutput<'a> {
         if !self.postponed.is_empty() {
             text.push_str(&format!(", {} postponed", sum(&self.postponed)));
         }
+        if let Some((count, what)) = self.heard {
+            text.push_str(&format!(", {count} with {what}"));
+        }
+        let left = self.run.entries.len().saturating_sub(self.done());
         // The first messages leave at once, and say nothing of the rate.
-        if self.now > 1 {
+        if self.now > 1 && left > 0 {
             let per_second = self.now as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
-            let left = self.run.entries.len().saturating_sub(self.done());
             let time = Duration::try_from_secs_f64(left as f64 / per_second).unwrap_or(Duration::MAX);
             text.push_str(&format!(", {}, {} left", per_minute_text(per_second * 60.0), span(time)));
         }
@@ -377,11 +399,7 @@ impl<'a> ManyOutput<'a> {
     }
 
     fn note(&mut self, text: impl FnOnce() -> String, event: &ManyLine<'_>) {
-        match (self.json, &self.bar) {
-            (true, _) => self.object(event),
-            (false, Some(bar)) => bar.note(&text()),
-            (false, None) => tell(text()),
-        }
+        if self.json { self.object(event) } else { self.say(&text()) }
     }
 
     fn print(&mut self, text: impl FnOnce() -> String, event: &ManyLine<'_>) {

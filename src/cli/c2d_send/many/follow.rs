@@ -3,7 +3,7 @@
 //! Owns: which message a record or a report belongs to, the spool of a run, when enough is known. Must not know: AMQP,
 //! HTTP, how a run is sent.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::super::many_output::{Aftermath, ManyOutput};
+use crate::cli::back_end::HubArgs;
 use crate::cli::c2d_feedback::reader::BatchReader;
 use crate::cli::c2d_feedback::spool::Spool;
 use crate::cli::c2d_feedback::watch::{Watch, WatchEnd};
-use crate::cli::{back_end::HubArgs, tell};
 use crate::feedback::FeedbackStatus;
 use crate::fleet::{Run, Settlement};
 use crate::outcome::{OutcomeKind, TwinReport};
@@ -47,6 +47,8 @@ pub(super) struct Follow<'a> {
     /// `DEVICE/ID` to the index of the entry. A device id has no slash.
     indices: HashMap<String, usize>,
     known: RefCell<Vec<Known>>,
+    /// Of how many accepted messages enough is known.
+    heard: Cell<usize>,
     changed: Notify,
     spool: PathBuf,
 }
@@ -105,9 +107,9 @@ impl<'a> Follow<'a> {
         }
         let mut spool = journal.as_os_str().to_owned();
         spool.push(".feedback");
-        let known = RefCell::new(vec![Known::default(); run.entries.len()]);
+        let (known, heard) = (RefCell::new(vec![Known::default(); run.entries.len()]), Cell::new(0));
         let follow =
-            Self { run, output, awaited, indices, known, changed: Notify::new(), spool: spool.into() };
+            Self { run, output, awaited, indices, known, heard, changed: Notify::new(), spool: spool.into() };
         follow
             .read_spool()
             .with_context(|| format!("the spool {} cannot be read", follow.spool.display()))?;
@@ -165,23 +167,35 @@ impl<'a> Follow<'a> {
         )?)
     }
 
-    /// The hub has a message.
+    /// The hub has a message, or has refused it.
     pub(super) fn settled(&self, index: usize, settlement: &Settlement) {
-        if let Some(known) = self.known.borrow_mut().get_mut(index) {
-            known.is_accepted = *settlement == Settlement::Accepted;
-        }
+        self.learn(index, |known| known.is_accepted = *settlement == Settlement::Accepted);
     }
 
     /// Returns the entry whose message it is.
     fn keep(&self, device_id: &str, message_id: &str, status: FeedbackStatus) -> Option<usize> {
         let index = *self.indices.get(&format!("{device_id}/{message_id}"))?;
-        let mut known = self.known.borrow_mut();
-        let feedback = &mut known.get_mut(index)?.feedback;
         // A message that was sent twice has two records. One of them was delivered if any says so.
-        if *feedback != Some(FeedbackStatus::Success) {
-            *feedback = Some(status);
-        }
+        self.learn(index, |known| {
+            if known.feedback != Some(FeedbackStatus::Success) {
+                known.feedback = Some(status);
+            }
+        });
         Some(index)
+    }
+
+    /// Changes what is known of a message, and shows of how many accepted ones enough is known.
+    fn learn(&self, index: usize, change: impl FnOnce(&mut Known)) {
+        let mut all = self.known.borrow_mut();
+        let Some(known) = all.get_mut(index) else { return };
+        let is_heard = |known: &Known| known.is_accepted && known.is_enough(self.awaited);
+        let before = is_heard(known);
+        change(known);
+        // Feedback can come before the journal has that the message was accepted.
+        if is_heard(known) && !before {
+            self.heard.set(self.heard.get() + 1);
+            self.output.borrow_mut().heard(self.heard.get(), self.what());
+        }
     }
 
     fn is_enough(&self) -> bool {
@@ -202,7 +216,7 @@ impl<'a> Follow<'a> {
     ) -> anyhow::Result<()> {
         let spool = Spool::open(&self.spool)?;
         if let Some(note) = spool.note() {
-            tell(note);
+            self.output.borrow().say(&note);
         }
         let records = OwnRecords { follow: self, others: 0 };
         let mut watch =
@@ -238,13 +252,19 @@ impl<'a> Follow<'a> {
         let watched = watch.run(end).await;
         let others = watch.output().others;
         if others > 0 {
-            tell(format_args!(
-                "{others} records of other messages came with the feedback: {} has them",
-                self.spool.display()
-            ));
+            let spool = self.spool.display();
+            let note = format!("{others} records of other messages came with the feedback: {spool} has them");
+            self.output.borrow().say(&note);
         }
         watched?;
         failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    fn what(&self) -> &'static str {
+        match self.awaited {
+            Awaited::Feedback(_) => "feedback",
+            Awaited::Outcome(_) => "an outcome",
+        }
     }
 
     fn words(&self) -> String {
@@ -282,9 +302,7 @@ impl<'a> Follow<'a> {
                         let id = self.run.message_id(entry).map_err(anyhow::Error::msg)?;
                         let report = TwinReport::read(&twin.reported).unwrap_or_default();
                         if let Some(report) = report.outcomes_of(&id).next() {
-                            if let Some(known) = self.known.borrow_mut().get_mut(index) {
-                                known.outcome = Some(report.outcome);
-                            }
+                            self.learn(index, |known| known.outcome = Some(report.outcome));
                             self.output.borrow_mut().outcome(index, report);
                         }
                     }
@@ -326,10 +344,7 @@ impl<'a> Follow<'a> {
                 None => {}
             }
         }
-        let awaited = match self.awaited {
-            Awaited::Feedback(_) => "feedback",
-            Awaited::Outcome(_) => "an outcome",
-        };
+        let awaited = self.what();
         Aftermath { counts, undelivered, failed, awaited, missing, wait: self.awaited.wait() }
     }
 }
@@ -355,5 +370,9 @@ impl BatchReader for OwnRecords<'_, '_> {
 
     fn is_open(&self) -> bool {
         true
+    }
+
+    fn note(&self, line: &str) {
+        self.follow.output.borrow().say(line);
     }
 }
