@@ -381,7 +381,8 @@ fn hold(directory: &Path) -> io::Result<File> {
     let held = File::open(directory)?;
     for _ in 0..HOLD_ATTEMPTS {
         match held.try_lock() {
-            Err(TryLockError::WouldBlock) => std::thread::sleep(HOLD_PAUSE),
+            // A lock has no event to wait for with a deadline.
+            Err(TryLockError::WouldBlock) => std::thread::park_timeout(HOLD_PAUSE),
             // A file system without locks is no reason not to write.
             Ok(()) | Err(TryLockError::Error(_)) => return Ok(held),
         }

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::certificate::CertificateFacts;
 use crate::config::{Config, Provisioning};
@@ -22,6 +22,7 @@ use crate::tls::TlsError;
 use super::desk::Desk;
 use super::recovery;
 use super::sessions::RoleTerms;
+use super::twin::READ_LIMIT;
 
 /// The most steps that wait. More than one is rare: each follows from something that the session reports.
 const MOST_WAITING: usize = 8;
@@ -40,6 +41,10 @@ pub(super) struct Assigning {
     /// Whether what to sign in with could not be read after a step.
     is_unread: bool,
     under_way: Option<JoinHandle<Reassigned>>,
+    /// Until when a look at the files is waited for. Nothing else has a limit, because it changes what is on disk.
+    look_until: Option<Instant>,
+    /// A look that was given up. Until it ends, there is no other one.
+    hanging: Option<JoinHandle<Reassigned>>,
 }
 
 /// One change of what is on disk.
@@ -86,6 +91,17 @@ pub(super) struct Reassigned {
     files: Option<FileStamps>,
 }
 
+impl Reassigned {
+    /// A look at the files that takes too long.
+    fn given_up() -> Self {
+        let limit = READ_LIMIT.as_secs();
+        let trouble =
+            format!("the files of the certificate could not be read within {limit} s: their disk hangs");
+        let (step, trouble) = (EnrolmentStep::LookAtFiles, Some(trouble));
+        Self { step, provisioning: None, trouble, terms: None, files: None }
+    }
+}
+
 /// What tells one content of two files from the next: for each file its number, its size, and the last change.
 type FileStamps = [(u64, u64, i64, i64); 2];
 
@@ -93,11 +109,24 @@ impl Assigning {
     /// Call it before the files of `config` are read: a later change is seen then.
     pub(super) fn new(config: &Config, clock: fn() -> SystemTime) -> Self {
         let (wanted, files) = (VecDeque::new(), stamps(config));
-        Self { clock, wanted, files, again: None, is_unread: false, under_way: None }
+        Self {
+            clock,
+            wanted,
+            files,
+            again: None,
+            is_unread: false,
+            under_way: None,
+            look_until: None,
+            hanging: None,
+        }
     }
 
     /// Takes a step after those that wait.
     pub(super) fn want(&mut self, step: EnrolmentStep) {
+        let hangs = self.hanging.as_ref().is_some_and(|look| !look.is_finished());
+        if hangs && matches!(step, EnrolmentStep::LookAtFiles) {
+            return;
+        }
         if self.wanted.len() < MOST_WAITING {
             self.wanted.push_back(step);
         } else {
@@ -128,11 +157,22 @@ impl Assigning {
             && let Some(step) = self.wanted.pop_front()
         {
             let (config, clock) = (config.clone(), self.clock);
+            let is_look = matches!(step, EnrolmentStep::LookAtFiles);
+            self.look_until = is_look.then(|| Instant::now() + READ_LIMIT);
             let before = SeenFiles { stamps: self.files, is_unread: self.is_unread };
             self.under_way = Some(tokio::task::spawn_blocking(move || take(config, step, before, clock)));
         }
         let Some(task) = &mut self.under_way else { return std::future::pending().await };
-        let ended = task.await;
+        let ended = match self.look_until {
+            None => task.await,
+            Some(until) => match timeout_at(until, task).await {
+                Ok(ended) => ended,
+                Err(_elapsed) => {
+                    self.hanging = self.under_way.take();
+                    return Reassigned::given_up();
+                }
+            },
+        };
         self.under_way = None;
         match ended {
             Ok(reassigned) => {

@@ -21,7 +21,7 @@ const NEAR_ITS_END: f64 = 0.20;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The time between two looks at the clock, so that one that is set is noticed.
 const LOOK: Duration = Duration::from_secs(60);
-/// The time between two looks at files, and when they have changed but cannot be used.
+/// The time between two looks at files, and when they have changed a moment ago and cannot be used.
 const FILE_LOOK: Duration = Duration::from_secs(15);
 const UNFIT_LOOK: Duration = Duration::from_secs(2);
 /// How long a half-written pair is waited for before the log has it.
@@ -279,7 +279,7 @@ impl Certificates {
         }
         let wish = match &mut self.files {
             Some(files) if wish.is_none() && files.at <= now => {
-                files.at = now + if files.unfit_since.is_some() { UNFIT_LOOK } else { FILE_LOOK };
+                files.at = now + FILE_LOOK;
                 Some(CertificateWish::LookAtFiles)
             }
             _ => wish,
@@ -352,10 +352,10 @@ impl Certificates {
     /// The files have changed, and cannot be used. True once, if that has been so for long.
     pub(super) fn unfit(&mut self, now: Instant) -> bool {
         let Some(files) = &mut self.files else { return false };
-        let since = *files.unfit_since.get_or_insert(now);
-        files.at = now + UNFIT_LOOK;
+        let for_long = now.duration_since(*files.unfit_since.get_or_insert(now)) >= UNFIT_FOR;
+        files.at = now + if for_long { FILE_LOOK } else { UNFIT_LOOK };
         self.look_at = Some(self.look_at.map_or(files.at, |before| before.min(files.at)));
-        now.duration_since(since) >= UNFIT_FOR && !std::mem::replace(&mut files.told, true)
+        for_long && !std::mem::replace(&mut files.told, true)
     }
 
     /// The files fit together. `certificate`: as for [`Self::configured`].

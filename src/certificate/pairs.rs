@@ -285,6 +285,14 @@ mod tests {
         assert_eq!(again(), pairs);
         assert!(pairs.file().is_some_and(works) && pairs.earlier_file().is_some_and(works));
         assert_ne!(pairs.file(), pairs.earlier_file());
+        let members = |chain: &IssuedChain| {
+            let text = chain.to_pem();
+            let blocks = pem_blocks(&text).expect("PEM").into_iter();
+            blocks.map(|(_, der)| BASE64_STANDARD.encode(der)).collect::<Vec<_>>()
+        };
+        assert!(pairs.has(&members(&next)), "a chain that comes twice");
+        let another = chain(&CertificateKey::generate().expect("a key"));
+        assert!(!pairs.has(&members(&another)) && !pairs.has(&[]));
         pairs.take_up().expect("renamed");
         assert_eq!(again(), pairs);
         assert_eq!((pairs.current, pairs.next.clone()), (Some(next.facts()), NextPair::Absent));
@@ -294,6 +302,39 @@ mod tests {
         issue(&mut pairs);
         pairs.begin().expect("a key");
         assert_eq!((again().current, pairs.file().is_some_and(works)), (Some(next.facts()), true));
+    }
+
+    #[test]
+    fn a_pair_that_tls_does_not_take_counts_for_nothing_and_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let inbox = dir.path().join("inbox.journal");
+        let mut pairs = read(&inbox, "r");
+        let first = issue(&mut pairs);
+        pairs.take_up().expect("renamed");
+        issue(&mut pairs);
+        let refuse = |_: &str| Err("TLS does not take it (a reason)".to_owned());
+        let read = IssuedPairs::read(&inbox, "r", None, refuse);
+        assert_eq!((read.file(), &read.next), (None, &NextPair::Absent));
+        assert_eq!(read.passed_over.len(), 2);
+        assert!(
+            read.passed_over[1]
+                .ends_with("certificate.next counts for nothing: TLS does not take it (a reason)")
+        );
+        assert_eq!(pairs.current, Some(first));
+    }
+
+    #[test]
+    fn another_pair_in_the_place_of_the_one_that_signed_in_is_not_taken_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let inbox = dir.path().join("inbox.journal");
+        let [mut own, mut other] = [(); 2].map(|()| read(&inbox, "r"));
+        issue(&mut own);
+        let written = issue(&mut other);
+        let said = own.take_up().expect_err("it never signed in");
+        assert!(said.ends_with("another process wrote it"), "{said}");
+        assert_eq!((own.current, own.next.clone()), (None, NextPair::Issued(written)));
+        own.take_up().expect("now it is the one");
+        assert_eq!(own.current, Some(written));
     }
 
     /// A crash within a write leaves the beginning of `NAME.new`, whose rename has not happened.

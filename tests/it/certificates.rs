@@ -8,7 +8,7 @@ use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
 use serde_json::{Value, json};
 
 use crate::emulator_registry::owner;
-use crate::harness::{Emulator, Process, binary, wait_for_file, write_config};
+use crate::harness::{Emulator, Process, binary, run, wait_for_file, write_config};
 
 mod issued;
 mod trouble;
@@ -153,6 +153,25 @@ fn a_pair_that_somebody_renews_is_taken_up_and_one_that_the_hub_refuses_gives_wa
     assert_eq!(agent.terminate(), Some(0));
     assert_eq!(agent.stderr.count("outcome=succeeded"), 3, "{}", agent.stderr.text());
     assert_eq!(agent.stderr.count("cannot be used"), 0, "{}", agent.stderr.text());
+}
+
+#[test]
+fn a_disk_of_the_files_that_hangs_holds_up_neither_messages_nor_reloads_for_long() {
+    let gateway = Gateway::new(|authority| authority.pair("pump-12", HOUR * 10), "");
+    let agent = gateway.start();
+    // Who opens such a file to read it waits until another process writes to it.
+    let (file, made) = (gateway.file("cert.pem"), gateway.file("made"));
+    assert!(run(std::process::Command::new("mkfifo").arg(&made)).status.success());
+    fs::rename(&made, &file).expect("renamed");
+    agent.stderr.wait_for("the files of the certificate could not be read within 10 s: their disk hangs");
+    gateway.send("1", "on");
+    wait_for_file(&gateway.dir.path().join("pins.json"), "\"pump\":\"on\"");
+    drop(fs::OpenOptions::new().write(true).open(&file).expect("the disk answers"));
+    gateway.write(&gateway.authority.pair("pump-12", HOUR * 20));
+    agent.stderr.wait_for(CHANGED);
+    agent.stderr.wait_for_nth("subscribed", 2);
+    assert_eq!(agent.terminate(), Some(0));
+    assert_eq!(agent.stderr.count("their disk hangs"), 1, "{}", agent.stderr.text());
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! Certificates that the service issues and the agent renews: while messages flow, when the hub or the authority
 //! refuses, and when the agent is killed at any step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
+use c2d_agent::tls::{ClientCertificate, check_client_certificate};
 use serde_json::Value;
 
 use crate::harness::{Emulator, Process, binary, program, run, skip, wait_for_file, write_config};
@@ -196,15 +197,46 @@ fn a_certificate_that_is_issued_after_the_connection_was_lost_comes_with_the_nex
     assert_eq!(enrolled.done("1"), BTreeMap::from([("1".to_owned(), 1)]));
 }
 
+/// What the files say between two steps: see the table of `certificate/pairs.rs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kept {
+    Nothing,
+    Key,
+    Pair,
+}
+
+impl Enrolled {
+    /// What the current and the next file have. A pair must be one that TLS takes.
+    fn kept(&self) -> [Kept; 2] {
+        ["", ".next"].map(|suffix| {
+            let file = self.file(suffix);
+            match fs::read_to_string(&file) {
+                Err(error) => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}", file.display());
+                    Kept::Nothing
+                }
+                Ok(text) if text.contains("CERTIFICATE") => {
+                    let pair = ClientCertificate { certificate: file.clone(), private_key: file };
+                    check_client_certificate(&pair).expect("a pair that works");
+                    Kept::Pair
+                }
+                Ok(_) => Kept::Key,
+            }
+        })
+    }
+}
+
 #[test]
 fn kill_9_at_each_write_and_rename_leaves_a_pair_that_works() {
     let Some(strace) = program("strace") else {
         return skip("kill -9 at each step of a renewal", "strace is missing");
     };
     let enrolled = Enrolled::new("3s", "mqtt");
-    let mut killed = 0;
-    for call in ["rename", "fsync"] {
-        for nth in 1..=6 {
+    let mut seen: BTreeSet<[Kept; 2]> = BTreeSet::new();
+    // An enrolment has four renames (key, assignment, chain, taken up), and a renewal three. A call is killed before it
+    // is made, and each rename is followed by the fsync of its directory.
+    for (call, times) in [("rename", 7), ("fsync", 10)] {
+        for nth in 1..=times {
             let agent = enrolled.start_killed_at(&strace, call, nth);
             // Two renewals bring each write and each rename.
             let enough = |lines: &[String]| lines.iter().filter(|line| line.contains(TAKEN_UP)).count() > 2;
@@ -212,7 +244,11 @@ fn kill_9_at_each_write_and_rename_leaves_a_pair_that_works() {
             if agent.is_running() {
                 agent.kill();
             } else {
-                killed += 1;
+                let kept = enrolled.kept();
+                // From the first sign-in on, there is always a pair that has signed in.
+                let had_one = seen.iter().any(|[current, _]| *current == Kept::Pair);
+                assert!(kept[0] == Kept::Pair || !had_one, "{call} {nth}: {kept:?}");
+                seen.insert(kept);
             }
             let agent = enrolled.start();
             agent.stderr.wait_for("subscribed");
@@ -223,5 +259,7 @@ fn kill_9_at_each_write_and_rename_leaves_a_pair_that_works() {
             assert_eq!(agent.stderr.count("counts for nothing"), 0, "{}", agent.stderr.text());
         }
     }
-    assert!(killed >= 6, "only {killed} starts were killed");
+    for next in [Kept::Nothing, Kept::Key, Kept::Pair] {
+        assert!(seen.contains(&[Kept::Pair, next]), "no kill left {next:?}: {seen:?}");
+    }
 }
