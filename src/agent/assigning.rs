@@ -177,7 +177,9 @@ impl Assigning {
         match ended {
             Ok(reassigned) => {
                 match (&reassigned.terms, &reassigned.step) {
-                    (Some(Ok(_)), _) => (self.files, self.is_unread) = (reassigned.files, false),
+                    (Some(Ok(terms)), _) => {
+                        (self.files, self.is_unread) = (reassigned.files, terms.stands_in());
+                    }
                     (Some(Err(_)), EnrolmentStep::LookAtFiles) | (None, _) => {}
                     (Some(Err(_)), _) => self.is_unread = true,
                 }
@@ -239,7 +241,13 @@ fn take(mut config: Config, step: EnrolmentStep, before: SeenFiles, clock: fn() 
             EnrolmentStep::Again => provisioning.write(),
             EnrolmentStep::LookAtFiles => Ok(()),
         };
-        trouble = done.err();
+        let is_same = match &step {
+            EnrolmentStep::Assigned { .. } | EnrolmentStep::Issued(_) | EnrolmentStep::Again => {
+                provisioning.read_next_again()
+            }
+            _ => Ok(()),
+        };
+        trouble = done.and(is_same).err();
         config.enrol(provisioning);
     }
     // Taken before the files are read: see `new`.
@@ -271,10 +279,10 @@ pub(super) fn tried_again(desk: &mut Desk, reassigned: Reassigned) {
     let Reassigned { trouble, provisioning, terms, .. } = reassigned;
     tracing::debug!(trouble, "tried again what could not be done");
     let was_kept = |desk: &Desk| desk.rules.config().provisioning.as_ref().is_none_or(|now| now.is_kept);
-    if let Some(provisioning) = provisioning.filter(|provisioning| provisioning.is_kept)
-        && !was_kept(desk)
-    {
-        tracing::info!("the assignment is kept now");
+    if let Some(provisioning) = provisioning {
+        if provisioning.is_kept && !was_kept(desk) {
+            tracing::info!("the assignment is kept now");
+        }
         desk.rules.reassign(provisioning);
     }
     match terms {

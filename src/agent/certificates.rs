@@ -196,9 +196,11 @@ impl Certificates {
 
     fn take(&mut self, in_use: Option<CertificateFacts>) {
         if in_use != self.in_use {
+            let begins = |facts: Option<CertificateFacts>| facts.map(|facts| facts.not_before);
+            let is_newer = begins(in_use) > begins(self.in_use);
             (self.in_use, self.warned, self.attempts) = (in_use, None, Attempts::default());
             self.attempts.not_before = self.asked.map(|at| at + self.spacing());
-            if self.asked.is_some() && self.haste == Haste::No {
+            if is_newer && self.asked.is_some() && self.haste == Haste::No {
                 self.haste = Haste::Unknown;
             }
             let share = RENEWED_AT + RENEWAL_JITTER * fastrand::f64();

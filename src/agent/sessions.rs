@@ -181,6 +181,11 @@ impl RoleTerms {
         let read = |role| settings(config, role, clock).map(session::Terms::read).transpose();
         Ok(Self { device: read(Role::Device)?, module: read(Role::Module)? })
     }
+
+    /// Whether the device signs in without the pair that was issued: see [`session::Terms::stands_in`].
+    pub(super) fn stands_in(&self) -> bool {
+        self.device.as_ref().is_some_and(session::Terms::stands_in)
+    }
 }
 
 impl Role {

@@ -163,6 +163,21 @@ impl IssuedPairs {
         self.sync(&self.next_file)
     }
 
+    /// Reads the next pair again if it is issued: a command beside the agent may have put another one, or a key, there.
+    /// `fits` is as for [`Self::read`]. May block.
+    ///
+    /// # Errors
+    /// That it is another one now, as [`Self::next`] says, in one sentence.
+    pub fn read_next_again(&mut self, fits: fn(&str) -> Result<(), String>) -> Result<(), String> {
+        let NextPair::Issued(facts) = self.next else { return Ok(()) };
+        let found = self.read_file(&self.next_file, fits);
+        if matches!(found, Ok(Some((_, Some(found)))) if found == facts) {
+            return Ok(());
+        }
+        self.next = NextPair::of(found.clone().unwrap_or_default());
+        found.and_then(|_| Err(format!("{} was written by another process", self.next_file.display())))
+    }
+
     /// The next pair has signed in: it becomes the current one. May block.
     ///
     /// # Errors
@@ -330,6 +345,10 @@ mod tests {
         let [mut own, mut other] = [(); 2].map(|()| read(&inbox, "r"));
         issue(&mut own);
         let written = issue(&mut other);
+        let mut again = own.clone();
+        assert!(again.read_next_again(|_| Ok(())).is_err_and(|said| said.ends_with("by another process")));
+        assert_eq!(again.next, other.next);
+        assert_eq!((again.read_next_again(|_| Ok(())), again.next), (Ok(()), other.next.clone()));
         let said = own.take_up().expect_err("it never signed in");
         assert!(said.ends_with("another process wrote it"), "{said}");
         assert_eq!((own.current, own.next.clone()), (None, NextPair::Issued(written)));

@@ -140,6 +140,14 @@ impl Provisioning {
         self.pairs.as_mut().map_or(Ok(()), IssuedPairs::take_up)
     }
 
+    /// Reads the next pair again: see [`IssuedPairs::read_next_again`]. May block.
+    ///
+    /// # Errors
+    /// That another process has written it.
+    pub fn read_next_again(&mut self) -> Result<(), String> {
+        self.pairs.as_mut().map_or(Ok(()), |pairs| pairs.read_next_again(tls::check_pem_pair))
+    }
+
     /// The request for a certificate that goes along with a registration, in base64 of its DER.
     pub fn csr(&self) -> Option<String> {
         let key = self.pairs.as_ref()?.key()?;

@@ -115,6 +115,7 @@ pub(crate) struct Terms {
     pub(super) settings: Settings,
     pair: LoadedPair,
     earlier: Option<LoadedPair>,
+    stands_in: bool,
 }
 
 /// What TLS is made with. It stays as it was read, although the files change.
@@ -145,6 +146,7 @@ impl Terms {
     /// # Errors
     /// [`TlsError`] names the file at fault.
     pub(crate) fn read(mut settings: Settings) -> Result<Self, TlsError> {
+        let mut stands_in = false;
         let pair = loop {
             let pair = client_certificate(&settings.identity.auth);
             match LoadedPair::read(settings.ca_file.as_deref(), pair.as_ref()) {
@@ -152,7 +154,7 @@ impl Terms {
                 Err(error) => {
                     let Some(auth) = settings.instead() else { return Err(error) };
                     tracing::error!(%error, "the certificate that was issued cannot be used: signing in without it");
-                    settings.identity.auth = auth;
+                    (settings.identity.auth, stands_in) = (auth, true);
                 }
             }
         };
@@ -164,7 +166,12 @@ impl Terms {
             tracing::warn!(%error, "the earlier certificate cannot be used");
             None
         });
-        Ok(Self { settings, pair, earlier })
+        Ok(Self { settings, pair, earlier, stands_in })
+    }
+
+    /// Whether the pair that was issued could not be read, so that something else signs in.
+    pub(crate) fn stands_in(&self) -> bool {
+        self.stands_in
     }
 
     /// What the settings' files held.
