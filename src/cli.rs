@@ -34,7 +34,11 @@ mod devices;
 mod doctor;
 #[cfg(feature = "emulator")]
 mod emulator;
+#[cfg(feature = "full")]
+mod found;
 mod healthcheck;
+#[cfg(feature = "full")]
+mod hub_size;
 mod inbox;
 mod init;
 #[cfg(feature = "full")]

@@ -32,6 +32,7 @@ mod failure;
 mod feedback;
 mod https;
 mod identity;
+mod node;
 mod refusal;
 mod send;
 mod source;

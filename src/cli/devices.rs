@@ -13,11 +13,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, print};
-use super::many_devices;
 use super::query::{self, LimitArgs};
 use super::rows::RowsOutput;
 use super::shown::{aligned, json as json_line, plain, shell, width};
-use super::{Exit, Failure, sentence, tell, transport};
+use super::{Exit, Failure, found, sentence, tell, transport};
 use crate::credentials::check_device_id;
 use crate::service::{HttpsService, RegisteredDevice, ServiceError, TOKEN_LIFETIME};
 
@@ -164,7 +163,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<Exit, Failure> {
 impl DevicesList {
     fn run(&self) -> Result<Exit, Failure> {
         let condition = match self.query.as_deref() {
-            Some(sql) => Some(many_devices::condition(sql).ok_or_else(|| {
+            Some(sql) => Some(found::condition(sql).ok_or_else(|| {
                 Failure::usage(anyhow!(
                     "--query is a whole query, but devices list takes a condition: give what is behind WHERE, or use \
                      c2d-agent query"

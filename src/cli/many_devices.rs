@@ -11,24 +11,22 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;
-use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::back_end::{self, HubArgs};
-use super::{Exit, Failure, rows, tell};
+use super::hub_size::{TierArg, rate};
+use super::{Exit, Failure, found, tell};
 use crate::fleet::{
     CallProgress, CallsError, CallsLeft, Entry, EntryList, MAX_ENTRIES, Pace, Tier, call_each,
 };
 use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME};
 
-pub(super) mod hub_size;
 pub(super) mod job;
 pub(super) mod outcomes;
 
-use hub_size::{TierWord, rate};
 use job::JobArgs;
 use outcomes::{CallsOutput, ToldCall};
 
@@ -69,7 +67,7 @@ pub(super) struct ManyDevicesArgs {
     rate: Option<f64>,
     /// The tier of the hub: it says how many calls a minute the hub takes.
     #[arg(long, value_name = "TIER", default_value = "s1")]
-    tier: TierWord,
+    tier: TierArg,
     /// The units of the hub.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     units: u32,
@@ -140,7 +138,7 @@ impl ManyDevicesArgs {
                     file.map_err(|error| Failure::usage(back_end::unreadable("list", path, &error)))?;
                 EntryList::of_devices(BufReader::new(file), &path.display().to_string())
             }
-            (None, Some(sql)) => return found(hub, sql).await,
+            (None, Some(sql)) => return Ok(found::devices(hub, sql).await?.entries),
             (None, None) => return Err(anyhow!("no device is named").into()),
         };
         Ok(list.map_err(Failure::usage)?.entries)
@@ -163,53 +161,6 @@ impl ManyDevicesArgs {
                 folder.join(format!("{}.failed", uuid::Uuid::new_v4()))
             }
         })
-    }
-}
-
-/// The devices that the hub finds.
-async fn found(hub: &HubArgs, sql: &str) -> Result<Vec<Entry>, Failure> {
-    let query = whole(sql);
-    let mut service =
-        hub.rest().map_err(Failure::usage)?.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
-    let mut ids = Vec::new();
-    rows::pages(&mut service, &query, |rows, _| {
-        for row in &rows {
-            let id = row.get("deviceId").and_then(Value::as_str).ok_or_else(|| {
-                Failure::usage(anyhow!(
-                    "the query finds something without a deviceId: select deviceId, as in SELECT deviceId FROM devices"
-                ))
-            })?;
-            ids.push(id.to_owned());
-        }
-        if ids.len() > MAX_ENTRIES {
-            return Err(Failure::usage(anyhow!("the query finds more than {MAX_ENTRIES} devices: split it")));
-        }
-        Ok(ControlFlow::Continue(()))
-    })
-    .await?;
-    if ids.is_empty() {
-        return Err(Failure::usage(anyhow!("the query finds no device: {query}")));
-    }
-    let list = EntryList::of_devices(ids.join("\n").as_bytes(), "what the query finds");
-    Ok(list.map_err(Failure::usage)?.entries)
-}
-
-/// A condition without the word WHERE. `None` if it is a whole query.
-pub(super) fn condition(sql: &str) -> Option<&str> {
-    let sql = sql.trim();
-    let first = sql.split_whitespace().next().unwrap_or_default();
-    match first {
-        first if first.eq_ignore_ascii_case("select") => None,
-        first if first.eq_ignore_ascii_case("where") => sql.get(first.len()..).map(str::trim),
-        _ => Some(sql),
-    }
-}
-
-/// A condition is made a whole query.
-fn whole(sql: &str) -> String {
-    match condition(sql) {
-        Some(condition) => format!("SELECT deviceId FROM devices WHERE {condition}"),
-        None => sql.to_owned(),
     }
 }
 
@@ -311,18 +262,5 @@ impl ManyCalls<'_> {
         let rounds = u32::try_from(count / AT_ONCE + 1).unwrap_or(u32::MAX);
         let called = self.longest.checked_mul(rounds).unwrap_or(LONGEST_TOKEN);
         (TOKEN_LIFETIME + paced.min(LONGEST_TOKEN) + called.min(LONGEST_TOKEN)).min(LONGEST_TOKEN)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::whole;
-
-    #[test]
-    fn a_condition_is_made_a_query() {
-        let query = "SELECT deviceId FROM devices WHERE tags.site = '12'";
-        for text in ["tags.site = '12'", "WHERE tags.site = '12'", "  where  tags.site = '12' ", query] {
-            assert_eq!(whole(text), query);
-        }
     }
 }

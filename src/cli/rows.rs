@@ -18,8 +18,10 @@ use table::RowsTable;
 
 /// A hub takes 20 queries a minute for each unit. Source: azure-docs, iot-hub-devguide-quotas-throttling.
 const THROTTLED: Duration = Duration::from_secs(10);
-/// As long as ten minutes.
+/// As long as ten minutes, for all pages together.
 const MOST_TRIES: usize = 60;
+/// A page may be empty although more follow, but not for ever.
+const MOST_EMPTY: usize = 100;
 
 /// How rows are printed.
 pub(super) struct RowsOutput<'a> {
@@ -42,18 +44,23 @@ pub(super) async fn pages(
     query: &str,
     mut take: impl FnMut(Vec<Value>, bool) -> Result<ControlFlow<()>, Failure>,
 ) -> Result<(), Failure> {
-    let (mut continuation, mut tries) = (None, 0);
+    let (mut continuation, mut tries, mut empty) = (None, 0, 0);
     loop {
         let page = match service.query(query, continuation.clone()).await {
-            Err(ServiceError::Throttled(_)) if tries < MOST_TRIES => {
+            Err(error) if error.is_passing() && tries < MOST_TRIES => {
                 tries += 1;
-                tell(format_args!("the hub throttles queries: asking again in {} s", THROTTLED.as_secs()));
+                let seconds = THROTTLED.as_secs();
+                tell(format_args!("the query has no answer yet, asking again in {seconds} s: {error}"));
                 tokio::time::sleep(THROTTLED).await;
                 continue;
             }
             Err(error @ ServiceError::Query(_)) => return Err(Failure::usage(error)),
             page => page.map_err(|error| super::back_end::failed(error.into()))?,
         };
+        empty = if page.items.is_empty() { empty + 1 } else { 0 };
+        if empty > MOST_EMPTY {
+            return Err(anyhow::anyhow!("the hub gives one empty page after another: try again later").into());
+        }
         continuation = page.continuation;
         if take(page.items, continuation.is_some())?.is_break() || continuation.is_none() {
             return Ok(());

@@ -5,7 +5,7 @@
 //! Sources: Microsoft's documents on the built-in endpoint; `hub_target_builder.py` of the extension of `az` for IoT, which
 //! lets the hub redirect it to the endpoint with the key of the hub's policy; azure-eventhub 5.15 for Python.
 //!
-//! - `node` asks `$cbs` and `$management`; `message` is what a message says; `reader` reads all partitions.
+//! - `message` is what a message says; `reader` reads all partitions.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use fe2o3_amqp::types::messaging::Body;
 use fe2o3_amqp::types::primitives::{SimpleValue, Symbol, Value};
 use fe2o3_amqp::{Connection, Receiver, Session};
 
+use super::node::AmqpNode;
 use super::refusal::RefusedRequest;
 use super::{
     CONNECT_TIMEOUT, Service, ServiceError, ServiceIdentity, ServiceProof, TOKEN_LIFETIME, answered, dial,
@@ -31,13 +32,10 @@ use crate::credentials::{
 };
 
 mod message;
-mod node;
 mod reader;
 
 pub use message::HubEvent;
 pub use reader::{EventReader, EventStart, EventsFrom};
-
-use node::AmqpNode;
 
 /// Below this, the hub redirects. Source: `hub_target_builder.py`.
 const AT_HUB: &str = "messages/events/$management";
@@ -120,7 +118,7 @@ impl EventHubAccess {
                     }
                     ServiceSecret::Token(token) => token.clone(),
                 };
-                let mut claims = AmqpNode::attach(&mut session, "$cbs").await?;
+                let mut claims = AmqpNode::attach(&mut session, "$cbs", RefusedRequest::Connection).await?;
                 let request = [
                     ("operation", "put-token"),
                     ("type", "servicebus.windows.net:sastoken"),
@@ -165,7 +163,8 @@ struct EventHubSession {
 impl EventHubSession {
     /// The partitions of an Event Hub.
     async fn partitions(&mut self, name: &str) -> Result<Vec<String>, ServiceError> {
-        let mut management = AmqpNode::attach(&mut self.session, "$management").await?;
+        let mut management =
+            AmqpNode::attach(&mut self.session, "$management", RefusedRequest::Connection).await?;
         let token = self.token.expose().to_owned();
         let request = [
             ("operation", "READ"),
@@ -191,7 +190,7 @@ impl EventHubSession {
         });
         let ids: Vec<String> = texts.take(reader::MOST_PARTITIONS).collect();
         if ids.is_empty() {
-            let (status, said) = (answer.status, super::refusal::excerpt(&said));
+            let status = answer.status;
             return Err(ServiceError::Events(format!(
                 "the Event Hubs endpoint does not tell the partitions of \"{name}\" (status {status}: {said}): check \
                  EntityPath, and that the policy has ServiceConnect"

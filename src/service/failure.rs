@@ -87,8 +87,8 @@ pub(super) fn of_send(error: SendError) -> ServiceError {
     of_sending(error, RefusedRequest::Sending)
 }
 
-/// For a token that is being put.
-pub(super) fn of_token(error: SendError) -> ServiceError {
+/// For a request to a node, such as `$cbs`.
+pub(super) fn of_request(error: SendError) -> ServiceError {
     of_sending(error, RefusedRequest::Connection)
 }
 

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
-use clap::ValueEnum;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
@@ -20,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::many_output::{Aftermath, ManyOutput};
 use super::{SendArgs, property};
+use crate::cli::hub_size::{TierArg, rate};
 use crate::cli::shown::{plain, shell};
-use crate::cli::{Exit, Failure, back_end, sentence, tell};
+use crate::cli::{Exit, Failure, back_end, found, sentence, tell};
 use crate::credentials::check_device_id;
 use crate::feedback::DeliveryAck;
 use crate::fleet::{
@@ -32,7 +32,6 @@ use crate::message::contains_uuid;
 use crate::service::{Service, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
 
 mod follow;
-mod query;
 
 use follow::{Awaited, Follow};
 
@@ -44,8 +43,6 @@ const WINDOW: usize = 16;
 /// How long the hub may take nothing.
 const PATIENCE: Duration = Duration::from_secs(600);
 const DEFAULT_TIER: &str = "s1";
-/// More than a hub takes in a year.
-const MOST_PER_MINUTE: f64 = 10_000_000.0;
 
 // Not a doc comment, which would become part of the help of the command.
 // Many messages.
@@ -90,25 +87,6 @@ pub(super) struct ManyArgs {
     give_up_after: Option<Duration>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum TierArg {
-    Free,
-    S1,
-    S2,
-    S3,
-}
-
-impl From<TierArg> for Tier {
-    fn from(tier: TierArg) -> Self {
-        match tier {
-            TierArg::Free => Self::Free,
-            TierArg::S1 => Self::S1,
-            TierArg::S2 => Self::S2,
-            TierArg::S3 => Self::S3,
-        }
-    }
-}
-
 impl SendArgs {
     /// What is awaited of the messages of a run.
     fn awaited(&self) -> Option<Awaited> {
@@ -125,20 +103,6 @@ impl ManyArgs {
     fn per_minute(&self) -> f64 {
         self.rate.unwrap_or_else(|| Tier::from(self.tier).per_minute() * f64::from(self.units))
     }
-}
-
-/// Messages a minute.
-fn rate(text: &str) -> Result<f64, String> {
-    let wrong = || "use a number for a minute or a second, such as 100/min or 5/s".to_owned();
-    let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
-    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
-    let per_minute = match unit.trim() {
-        "s" => number * 60.0,
-        "min" | "m" => number,
-        _ => return Err(wrong()),
-    };
-    // A message a day is slow enough.
-    if (1.0 / 1440.0..=MOST_PER_MINUTE).contains(&per_minute) { Ok(per_minute) } else { Err(wrong()) }
 }
 
 pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
@@ -211,7 +175,7 @@ async fn prepared(
         (None, Some(path), _) => {
             (read(path, |reader, name| EntryList::of_devices(reader, name))?, Naming::ByDevice)
         }
-        (None, None, Some(sql)) => (query::devices(&args.hub, sql).await?, Naming::ByDevice),
+        (None, None, Some(sql)) => (found::devices(&args.hub, sql).await?, Naming::ByDevice),
         (None, None, None) => return Err(anyhow!("no device is named").into()),
     };
     let (id, hub) = (uuid::Uuid::new_v4().to_string(), identity.host.name.clone());

@@ -15,10 +15,10 @@ use signal_hook_tokio::Signals;
 use tokio::time::Instant;
 
 use super::outcomes::{CallsOutput, ToldCall};
-use super::{ManyCalls, ManyDevicesArgs, condition};
+use super::{ManyCalls, ManyDevicesArgs};
 use crate::cli::back_end::{self, HubArgs, print};
 use crate::cli::shown::{json, plain, shell, shorten};
-use crate::cli::{Exit, Failure, rows, tell};
+use crate::cli::{Exit, Failure, found, rows, tell};
 use crate::message::parse_time;
 use crate::service::{HttpsService, HubJob, JobOrder, JobWork, TOKEN_LIFETIME};
 
@@ -122,7 +122,7 @@ pub(in crate::cli) fn left(id: &str) -> anyhow::Error {
 /// The condition of the devices that are meant.
 async fn wanted(many: &ManyDevicesArgs, hub: &HubArgs) -> Result<String, Failure> {
     if let Some(sql) = &many.query {
-        let condition = condition(sql).ok_or_else(|| {
+        let condition = found::condition(sql).ok_or_else(|| {
             Failure::usage(anyhow!(
                 "--query is a whole query, but a job takes a condition: give what is behind WHERE, or leave out --job"
             ))

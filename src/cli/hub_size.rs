@@ -11,26 +11,26 @@ const MOST_PER_MINUTE: f64 = 10_000_000.0;
 
 /// A tier on the command line.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(in crate::cli) enum TierWord {
+pub(super) enum TierArg {
     Free,
     S1,
     S2,
     S3,
 }
 
-impl From<TierWord> for Tier {
-    fn from(tier: TierWord) -> Self {
+impl From<TierArg> for Tier {
+    fn from(tier: TierArg) -> Self {
         match tier {
-            TierWord::Free => Self::Free,
-            TierWord::S1 => Self::S1,
-            TierWord::S2 => Self::S2,
-            TierWord::S3 => Self::S3,
+            TierArg::Free => Self::Free,
+            TierArg::S1 => Self::S1,
+            TierArg::S2 => Self::S2,
+            TierArg::S3 => Self::S3,
         }
     }
 }
 
-/// Calls a minute.
-pub(in crate::cli) fn rate(text: &str) -> Result<f64, String> {
+/// Messages or calls a minute.
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     let wrong = || "use a number for a minute or a second, such as 100/min or 5/s".to_owned();
     let (number, unit) = text.split_once('/').ok_or_else(wrong)?;
     let number: f64 = number.trim().parse().map_err(|_| wrong())?;

@@ -11,8 +11,9 @@ use fe2o3_amqp::types::messaging::{
 use fe2o3_amqp::types::primitives::{SimpleValue, Value};
 use fe2o3_amqp::{Receiver, Sender};
 
-use crate::service::refusal::RefusedRequest;
-use crate::service::{ServiceError, answered, failure};
+use super::refusal::{RefusedRequest, excerpt};
+use super::{ServiceError, answered, failure};
+use crate::amqp_frames;
 
 /// Answers to other requests that are passed over.
 const MOST_OTHERS: usize = 16;
@@ -40,20 +41,19 @@ impl AmqpNode {
     pub(super) async fn attach(
         session: &mut SessionHandle<()>,
         address: &'static str,
+        asked: RefusedRequest<'_>,
     ) -> Result<Self, ServiceError> {
         let id = uuid::Uuid::new_v4();
         let reply_to = format!("c2d-{id}");
         let requests = Sender::attach(session, format!("c2d-ask-{id}"), address).await;
-        let requests =
-            requests.map_err(|error| failure::of_sender_attach(error, RefusedRequest::Connection))?;
+        let requests = requests.map_err(|error| failure::of_sender_attach(error, asked))?;
         let answers = Receiver::builder()
             .name(format!("c2d-answer-{id}"))
             .source(address)
             .target(reply_to.as_str())
             .attach(session)
             .await;
-        let answers =
-            answers.map_err(|error| failure::of_receiver_attach(error, RefusedRequest::Connection))?;
+        let answers = answers.map_err(|error| failure::of_receiver_attach(error, asked))?;
         Ok(Self { address, requests, answers, reply_to })
     }
 
@@ -85,15 +85,18 @@ impl AmqpNode {
         }
         let request: Message<AmqpValue<Value>> =
             Message::builder().properties(section).application_properties(application).value(body).build();
-        let outcome = self.requests.send(request).await.map_err(failure::of_send)?;
+        let outcome = self.requests.send(request).await.map_err(failure::of_request)?;
         if !matches!(outcome, Outcome::Accepted(_)) {
             let what = format!("{} did not take the request", self.address);
-            return Err(ServiceError::Events(format!("{what}: check HostName, or try again later")));
+            return Err(ServiceError::Answer(format!("{what}: check HostName, or try again later")));
         }
         for _ in 0..MOST_OTHERS {
             let delivery = self.answers.recv::<Body<Value>>().await.map_err(failure::of_receive)?;
             self.answers.accept(&delivery).await.map_err(failure::of_settlement)?;
             let reply = delivery.into_message();
+            if let Some(reason) = amqp_frames::refusal(&reply.body) {
+                return Err(ServiceError::Lost(reason));
+            }
             let answers = reply.properties.and_then(|properties| properties.correlation_id);
             if answers.as_ref() != Some(&id) {
                 tracing::debug!("ignored an answer to another request");
@@ -107,7 +110,7 @@ impl AmqpNode {
                 _ => 0,
             };
             let description = match field(["status-description", "statusDescription"]) {
-                Some(SimpleValue::String(text)) => text,
+                Some(SimpleValue::String(text)) => excerpt(&text),
                 _ => String::new(),
             };
             let value = match reply.body {
@@ -116,6 +119,6 @@ impl AmqpNode {
             };
             return Ok(NodeReply { status, description, value });
         }
-        Err(ServiceError::Events(format!("{} answers other requests only: try again later", self.address)))
+        Err(ServiceError::Answer(format!("{} answers other requests only: try again later", self.address)))
     }
 }

@@ -1,26 +1,21 @@
 //! The devices that a query finds.
 //!
-//! Owns: what may be given to `--query`, pages, a hub that throttles queries. Must not know: the messages.
+//! Owns: what may be given to `--query`, what is found twice, the most that may be found. Must not know: what is done at
+//! the devices.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::time::Duration;
+use std::ops::ControlFlow;
 
 use anyhow::anyhow;
 use serde_json::Value;
 
-use crate::cli::back_end::HubArgs;
-use crate::cli::shown::plain;
-use crate::cli::{Failure, tell};
+use super::back_end::HubArgs;
+use super::shown::plain;
+use super::{Failure, rows, tell};
 use crate::fleet::{EntryList, MAX_ENTRIES};
-use crate::service::{ServiceError, TOKEN_LIFETIME};
+use crate::service::TOKEN_LIFETIME;
 
-/// A hub takes 20 queries a minute for each unit.
-const THROTTLED: Duration = Duration::from_secs(10);
-/// As long as ten minutes, for all pages together.
-const MOST_TRIES: usize = 60;
-/// A page may be empty although more follow, but not for ever.
-const MOST_EMPTY: usize = 100;
 /// All rows together; as much as a list may have.
 const MOST_BYTES: usize = 256 * 1024 * 1024;
 
@@ -33,34 +28,16 @@ pub(super) async fn devices(hub: &HubArgs, sql: &str) -> Result<EntryList, Failu
     let mut service =
         hub.rest().map_err(Failure::usage)?.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
     let mut rows = Rows::default();
-    let (mut continuation, mut tries, mut empty) = (None, 0, 0);
-    loop {
-        let page = match service.query(&query, continuation.clone()).await {
-            Err(error) if error.is_passing() && tries < MOST_TRIES => {
-                tries += 1;
-                let seconds = THROTTLED.as_secs();
-                tell(format_args!("the query has no answer yet, asking again in {seconds} s: {error}"));
-                tokio::time::sleep(THROTTLED).await;
-                continue;
-            }
-            Err(error @ ServiceError::Query(_)) => return Err(Failure::usage(error)),
-            page => page.map_err(anyhow::Error::new)?,
-        };
-        empty = if page.items.is_empty() { empty + 1 } else { 0 };
-        if empty > MOST_EMPTY {
-            return Err(anyhow!("the hub gives one empty page after another: try again later").into());
-        }
-        page.items.iter().try_for_each(|item| rows.add(item)).map_err(Failure::usage)?;
-        continuation = page.continuation;
-        if continuation.is_none() {
-            break;
-        }
-    }
+    rows::pages(&mut service, &query, |page, _| {
+        page.iter().try_for_each(|item| rows.add(item)).map_err(Failure::usage)?;
+        Ok(ControlFlow::Continue(()))
+    })
+    .await?;
     if rows.seen.is_empty() {
         return Err(Failure::usage(anyhow!("the query finds no device: {}", plain(&query))));
     }
     if rows.doubled > 0 {
-        tell(format_args!("the query finds {} devices twice: each gets one message", rows.doubled));
+        tell(format_args!("the query finds {} devices twice: each counts once", rows.doubled));
     }
     EntryList::of_devices(rows.text.as_bytes(), "what the query finds").map_err(Failure::usage)
 }
@@ -95,7 +72,7 @@ impl Rows {
             Some(_) => {
                 return Err(anyhow!(
                     "the query finds the device \"{}\" twice, with different columns: select columns that a device has \
-                     once, or send to a list",
+                     once, or give a list",
                     plain(device)
                 ));
             }
@@ -110,26 +87,31 @@ impl Rows {
     }
 }
 
+/// A condition without the word WHERE. `None` if it is a whole query.
+pub(super) fn condition(sql: &str) -> Option<&str> {
+    let sql = sql.trim();
+    let first = sql.split_whitespace().next().unwrap_or_default();
+    match first {
+        first if first.eq_ignore_ascii_case("select") => None,
+        first if first.eq_ignore_ascii_case("where") => sql.get(first.len()..).map(str::trim),
+        _ => Some(sql),
+    }
+}
+
 /// A condition is made a whole query.
 ///
 /// # Errors
 /// When it selects whole twins.
 fn whole(sql: &str) -> anyhow::Result<String> {
-    let mut words = sql.split_whitespace();
-    let first = words.next().unwrap_or_default();
-    if first.eq_ignore_ascii_case("select") {
-        // Its "properties" would be taken for those of the message.
-        if words.next().is_some_and(|columns| columns.starts_with('*')) {
-            return Err(anyhow!(
-                "SELECT * finds whole twins: name the columns that the message needs, as in SELECT deviceId, tags.site FROM \
-                 devices"
-            ));
-        }
-        return Ok(sql.to_owned());
+    if let Some(condition) = condition(sql) {
+        return Ok(format!("SELECT deviceId FROM devices WHERE {condition}"));
     }
-    let condition =
-        if first.eq_ignore_ascii_case("where") { sql.trim_start().get(first.len()..) } else { Some(sql) };
-    Ok(format!("SELECT deviceId FROM devices WHERE {}", condition.unwrap_or_default().trim()))
+    // The "properties" of a twin would be taken for those of a message.
+    anyhow::ensure!(
+        !sql.split_whitespace().nth(1).is_some_and(|columns| columns.starts_with('*')),
+        "SELECT * finds whole twins: name the columns that are needed, as in SELECT deviceId, tags.site FROM devices"
+    );
+    Ok(sql.to_owned())
 }
 
 #[cfg(test)]
@@ -147,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_found_again_gets_one_message_if_its_row_is_the_same() {
+    fn a_device_that_is_found_again_counts_once_if_its_row_is_the_same() {
         let mut rows = Rows::default();
         for row in [json!({"deviceId": "a"}), json!({"deviceId": "b", "x": 1}), json!({"deviceId": "a"})] {
             rows.add(&row).expect("a row");
