@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io::{BufReader, IsTerminal as _};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,9 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::back_end::{self, HubArgs};
 use super::hub_size::{TierArg, rate};
 use super::{Exit, Failure, found, tell};
-use crate::fleet::{
-    CallProgress, CallsError, CallsLeft, Entry, EntryList, MAX_ENTRIES, Pace, Tier, call_each,
-};
+use crate::fleet::{CallProgress, CallsError, CallsLeft, Entry, EntryList, Pace, Tier, call_each};
 use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME};
 
 pub(super) mod job;

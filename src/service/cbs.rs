@@ -106,3 +106,8 @@ impl ServiceCbs {
         }
     }
 }
+
+/// Short enough for another try before a token ends that was due after `rest`.
+fn pause_after_failure(rest: Duration) -> Duration {
+    if rest.is_zero() { PAUSE } else { (rest / 2).min(PAUSE) }
+}

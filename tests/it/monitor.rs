@@ -131,7 +131,7 @@ fn each_refusal_of_the_endpoint_has_its_sentence() {
     let mut command = monitor(&emulator, &[]);
     let (_, stderr, _) = seen(&run(command.env("C2D_SERVICE_CONNECTION_STRING", string)));
     assert!(
-        stderr.contains("a SAS token of the hub does not sign in at its Event Hubs endpoint"),
+        stderr.contains("a SAS token of the hub does not sign in at the hub's Event Hubs endpoint"),
         "{stderr}"
     );
     let (stderr, code) = said(&["--transport", "https"]);

@@ -240,7 +240,7 @@ fn line_13_cbs_settles_the_request_and_replies_with_an_id_of_the_same_type() {
     let wrong = token.replace("sig=", "sig=AAAA");
     assert_eq!(put(4, Value::Ulong(4), sas, &wrong), Some(Value::Int(401)));
     assert_eq!(put(5, Value::Ulong(5), sas, "no token"), Some(Value::Int(400)));
-    assert_eq!(put(6, Value::Ulong(6), "jwt", &token), Some(Value::Int(400)));
+    assert_eq!(put(6, Value::Ulong(6), "unknown", &token), Some(Value::Int(400)));
     // The token opens the links.
     let attached = attach(&mut peer, 2, false, DEVICEBOUND, 0);
     assert_ne!(attached.field(6), &Value::Null, "a target: {attached:?}");
