@@ -163,7 +163,7 @@ fn of_connection_stop(reason: ConnectionStopReason, asked: RefusedRequest<'_>) -
     }
 }
 
-/// The right that most requests need, in words for [`Who::remedy`].
+/// The right that most requests need, in words for [`Who::remedy`](super::identity::Who::remedy).
 pub(super) const TO_CONNECT: &str = "the permission ServiceConnect";
 
 #[cfg(test)]
