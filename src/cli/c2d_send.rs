@@ -39,7 +39,7 @@ use output::SendOutput;
 ///
 /// With --devices-from or --query, each device gets a message of its own, paced so that the hub can take them. A journal
 /// keeps what was sent, so that --resume goes on after any interruption with the same message ids: an agent acts once on
-/// what comes twice. Placeholders such as {deviceId}, {n}, {run} or {column} are filled in.
+/// what comes twice. A name in braces is filled in: deviceId, n (the number of the message), run, or a column.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.

@@ -16,6 +16,8 @@ use super::{Failure, rows, tell};
 use crate::fleet::{EntryList, MAX_ENTRIES};
 use crate::service::TOKEN_LIFETIME;
 
+/// Pages in a row on which no device is new.
+const MOST_STALE: usize = 100;
 /// All rows together; as much as a list may have.
 const MOST_BYTES: usize = 256 * 1024 * 1024;
 
@@ -28,13 +30,23 @@ pub(super) async fn devices(hub: &HubArgs, sql: &str) -> Result<EntryList, Failu
     let mut service =
         hub.rest().map_err(Failure::usage)?.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
     let mut rows = Rows::default();
+    let mut stale = 0;
     rows::pages(&mut service, &query, |page, _| {
+        let before = rows.seen.len();
         page.iter().try_for_each(|item| rows.add(item)).map_err(Failure::usage)?;
+        stale = if rows.seen.len() == before { stale + 1 } else { 0 };
+        if stale > MOST_STALE {
+            return Err(anyhow!("the hub gives the same devices page after page: try again later").into());
+        }
         Ok(ControlFlow::Continue(()))
     })
     .await?;
     if rows.seen.is_empty() {
-        return Err(Failure::usage(anyhow!("the query finds no device: {}", plain(&query))));
+        return Err(Failure::usage(anyhow!(
+            "the query finds no device: {}; look at it with c2d-agent query, and know that the hub's index is some seconds to \
+             minutes behind",
+            plain(&query)
+        )));
     }
     if rows.doubled > 0 {
         tell(format_args!("the query finds {} devices twice: each counts once", rows.doubled));

@@ -44,10 +44,14 @@ pub(super) async fn pages(
     query: &str,
     mut take: impl FnMut(Vec<Value>, bool) -> Result<ControlFlow<()>, Failure>,
 ) -> Result<(), Failure> {
-    let (mut continuation, mut tries, mut empty) = (None, 0, 0);
+    let (mut continuation, mut tries, mut empty, mut is_first) = (None, 0, 0, true);
     loop {
         let page = match service.query(query, continuation.clone()).await {
-            Err(error) if error.is_passing() && tries < MOST_TRIES => {
+            // At first, a wrong name, a wrong root or a wrong server must be told at once.
+            Err(error)
+                if (matches!(error, ServiceError::Throttled(_)) || (!is_first && error.is_passing()))
+                    && tries < MOST_TRIES =>
+            {
                 tries += 1;
                 let seconds = THROTTLED.as_secs();
                 tell(format_args!("the query has no answer yet, asking again in {seconds} s: {error}"));
@@ -57,6 +61,7 @@ pub(super) async fn pages(
             Err(error @ ServiceError::Query(_)) => return Err(Failure::usage(error)),
             page => page.map_err(|error| super::back_end::failed(error.into()))?,
         };
+        is_first = false;
         empty = if page.items.is_empty() { empty + 1 } else { 0 };
         if empty > MOST_EMPTY {
             return Err(anyhow::anyhow!("the hub gives one empty page after another: try again later").into());

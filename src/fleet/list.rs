@@ -2,10 +2,10 @@
 //!
 //! Owns: the syntax of a list, its limits. Must not know: what is sent.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, Read as _};
 
-use serde_json::{Map, Value};
+use serde_json::value::RawValue;
 
 use crate::credentials::check_device_id;
 
@@ -19,6 +19,9 @@ const MAX_LIST: usize = 256 * 1024 * 1024;
 const MAX_EXCERPT: usize = 100;
 /// The column that names the device.
 const DEVICE_ID: &str = "deviceId";
+
+/// The columns of a line, each as it was written: no number in it may change.
+pub(super) type Columns = BTreeMap<String, Box<RawValue>>;
 
 /// One message of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,8 +68,8 @@ impl Entry {
     ///
     /// # Errors
     /// When the line is no object; [`EntryList`] has checked that.
-    pub(super) fn columns(&self) -> Result<Map<String, Value>, String> {
-        self.row.as_deref().map_or_else(|| Ok(Map::new()), object)
+    pub(super) fn columns(&self) -> Result<Columns, String> {
+        self.row.as_deref().map_or_else(|| Ok(Columns::new()), object)
     }
 }
 
@@ -84,10 +87,17 @@ impl EntryList {
             let entry = match (own_kind, *is_object.get_or_insert(own_kind)) {
                 (true, true) => {
                     let row = object(line)?;
-                    let device_id = row.get(DEVICE_ID).and_then(Value::as_str);
-                    let device_id =
-                        device_id.ok_or_else(|| format!("it has no text \"{DEVICE_ID}\""))?.to_owned();
-                    Entry { number, device_id, row: Some(compact(row)) }
+                    let device_id = row.get(DEVICE_ID).and_then(|own| text(own));
+                    let device_id = device_id.ok_or_else(|| {
+                        format!("it has no text \"{DEVICE_ID}\": add \"{DEVICE_ID}\": \"…\"")
+                    })?;
+                    Entry { number, device_id, row: Some(line.into()) }
+                }
+                (false, _) if line.starts_with('[') => {
+                    return Err(
+                        "it is a JSON array: put each object on a line of its own (jq -c '.[]' does so)"
+                            .to_owned(),
+                    );
                 }
                 (false, false) => Entry { number, device_id: line.to_owned(), row: None },
                 _ => {
@@ -110,11 +120,11 @@ impl EntryList {
         Self::read(reader, list, |number, line| {
             let row = object(line)?;
             match row.get(DEVICE_ID) {
-                Some(own) if own != device_id => {
-                    let own = excerpt(&own.to_string());
+                Some(own) if text(own).as_deref() != Some(device_id) => {
+                    let own = excerpt(own.get());
                     Err(format!("its deviceId is {own}, but --device is \"{device_id}\""))
                 }
-                _ => Ok(Entry { number, device_id: device_id.to_owned(), row: Some(compact(row)) }),
+                _ => Ok(Entry { number, device_id: device_id.to_owned(), row: Some(line.into()) }),
             }
         })
     }
@@ -172,7 +182,12 @@ impl EntryList {
     }
 }
 
-fn object(line: &str) -> Result<Map<String, Value>, String> {
+/// The text that a JSON string stands for.
+pub(super) fn text(value: &RawValue) -> Option<String> {
+    serde_json::from_str(value.get()).ok()
+}
+
+fn object(line: &str) -> Result<Columns, String> {
     serde_json::from_str(line).map_err(|error| {
         // The crate counts lines, too, and this one is always its first.
         let (text, column) = (error.to_string(), error.column());
@@ -196,11 +211,6 @@ fn excerpt(text: &str) -> String {
     short
 }
 
-/// As the journal keeps it: without spaces.
-fn compact(row: Map<String, Value>) -> Box<str> {
-    Value::Object(row).to_string().into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,7 +227,7 @@ mod tests {
         assert_eq!(ids, [(1, "a"), (2, "b"), (3, "c:1")]);
         let rows = devices("{\"deviceId\":\"a\",\"x\":1}\n{\"x\":2,\"deviceId\":\"b\"}").expect("a list");
         assert_eq!(rows[1].device_id, "b");
-        assert_eq!(rows[1].columns().expect("columns")["x"], 2);
+        assert_eq!(rows[1].columns().expect("columns")["x"].get(), "2");
     }
 
     #[test]
@@ -227,8 +237,8 @@ mod tests {
             ("\n\n", "pumps.txt is empty: it must have an id or a JSON object on each line"),
             ("a\nb\na\n", "pumps.txt, line 3: \"a\" is on line 1, too: remove one"),
             ("a\n\nb\n", "pumps.txt, line 2: it is empty: remove it, or add the id that is missing"),
-            ("{\"x\":1}", "pumps.txt, line 1: it has no text \"deviceId\""),
-            ("{\"deviceId\":1}", "pumps.txt, line 1: it has no text \"deviceId\""),
+            ("{\"x\":1}", "pumps.txt, line 1: it has no text \"deviceId\": add \"deviceId\": \"…\""),
+            ("{\"deviceId\":1}", "pumps.txt, line 1: it has no text \"deviceId\": add \"deviceId\": \"…\""),
             (
                 "a\n{\"deviceId\":\"b\"}",
                 "pumps.txt, line 2: the first line decides whether all lines are ids or JSON objects",

@@ -164,13 +164,14 @@ impl<'a> Sending<'a> {
         tell: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), RunError> {
         let stop = self.stop.clone();
-        let mut pause = FIRST_PAUSE;
+        let (mut pause, mut is_first) = (FIRST_PAUSE, true);
         while !self.queue.is_empty() {
             let taken = self.taken;
             let Some(connected) = stop.run_until_cancelled(connect()).await else { break };
             let mut is_failure = true;
             let error = match connected {
                 Ok(mut link) => {
+                    is_first = false;
                     let lost = self.send_over(&mut link, tell).await;
                     // A slow run asks nothing of many a link. That such a link ends, for example with its token, is no
                     // failure.
@@ -182,7 +183,10 @@ impl<'a> Sending<'a> {
                         Some(error) => error,
                     }
                 }
-                Err(error) if !passes(&error) => return Err(self.ended(error)),
+                // At first, a wrong name, a wrong root or a wrong port is told at once, as for one message.
+                Err(error) if !passes(&error) || (is_first && error.refusal().is_none()) => {
+                    return Err(self.ended(error));
+                }
                 Err(error) => error,
             };
             if self.taken > taken {

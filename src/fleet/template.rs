@@ -6,13 +6,16 @@
 //! `{run}` for the UUID of the run. Other braces stay, so that JSON can be written as it is: `{"a": 1}` has no
 //! placeholder.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde_json::Value;
+use serde_json::value::RawValue;
 
+use super::list::{Columns, text};
 use super::{Entry, Naming, Run};
 use crate::feedback::DeliveryAck;
 use crate::message::{MAX_C2D_BYTES, MAX_MESSAGE_ID_CHARS, Properties, is_message_id, is_system_property};
@@ -79,14 +82,18 @@ impl Run {
             return entry.device_id.clone();
         }
         // The columns were read before, when the run was checked.
-        let mut columns = entry.columns().unwrap_or_default();
+        let columns = entry.columns().unwrap_or_default();
+        let mut columns: BTreeMap<_, _> =
+            columns.into_iter().map(|(name, own)| (name, own.get().to_owned())).collect();
         if is_plain {
-            columns.insert("deviceId".to_owned(), entry.device_id.clone().into());
+            columns.insert("deviceId".to_owned(), Value::from(entry.device_id.as_str()).to_string());
         }
         if self.template.is_numbered() || columns.is_empty() {
-            columns.entry("n").or_insert_with(|| entry.number.into());
+            columns.entry("n".to_owned()).or_insert_with(|| entry.number.to_string());
         }
-        Value::Object(columns).to_string()
+        let fields: Vec<_> =
+            columns.iter().map(|(name, own)| format!("{}:{own}", Value::from(name.as_str()))).collect();
+        format!("{{{}}}", fields.join(","))
     }
 }
 
@@ -112,7 +119,7 @@ impl MessageTemplate {
             properties.set(name, fill(value)?);
         }
         for (name, value) in
-            own_properties.map(|own| object(PROPERTIES, own)).transpose()?.unwrap_or_default()
+            own_properties.map(|own| object(PROPERTIES, &own)).transpose()?.unwrap_or_default()
         {
             let shown = name.escape_debug();
             if is_system_property(&name) {
@@ -127,20 +134,14 @@ impl MessageTemplate {
         }
         message.properties = properties;
         message.body = match (own_body, std::str::from_utf8(&self.body)) {
-            (Some(Value::String(text)), _) => text.into(),
-            (Some(json), _) => json.to_string().into(),
+            (Some(own), _) => as_text(&own).into(),
             (None, Ok(text)) => fill(text)?.into(),
             (None, Err(_)) => message.body,
         };
         check_message(&message).map(|()| message)
     }
 
-    fn message_id_of(
-        &self,
-        run: &Run,
-        entry: &Entry,
-        columns: &Map<String, Value>,
-    ) -> Result<String, String> {
+    fn message_id_of(&self, run: &Run, entry: &Entry, columns: &Columns) -> Result<String, String> {
         match &self.message_id {
             Some(id) => fill(id, &|name| value(name, run, entry, columns)),
             None => Ok(own_id(run, entry)),
@@ -237,10 +238,10 @@ fn own_id(run: &Run, entry: &Entry) -> String {
     }
 }
 
-fn value(name: &str, run: &Run, entry: &Entry, columns: &Map<String, Value>) -> Option<String> {
+fn value(name: &str, run: &Run, entry: &Entry, columns: &Columns) -> Option<String> {
     match (columns.get(name), name) {
-        (Some(Value::Null), _) => None,
-        (Some(own), _) => Some(scalar(own).unwrap_or_else(|| own.to_string())),
+        (Some(own), _) if own.get() == "null" => None,
+        (Some(own), _) => Some(as_text(own)),
         (None, "deviceId") => Some(entry.device_id.clone()),
         (None, "n") => Some(entry.number.to_string()),
         (None, "run") => Some(run.id.clone()),
@@ -248,19 +249,19 @@ fn value(name: &str, run: &Run, entry: &Entry, columns: &Map<String, Value>) -> 
     }
 }
 
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
-    }
+/// The text of a string, and of anything else its JSON as it was written.
+fn as_text(value: &RawValue) -> String {
+    text(value).unwrap_or_else(|| value.get().to_owned())
 }
 
-fn object(name: &str, value: Value) -> Result<Map<String, Value>, String> {
-    match value {
-        Value::Object(object) => Ok(object),
-        _ => Err(format!("\"{name}\" is no object: write {{\"name\": \"value\"}}")),
-    }
+fn scalar(value: &RawValue) -> Option<String> {
+    let is_scalar = value.get() != "null" && !value.get().starts_with(['[', '{']);
+    is_scalar.then(|| as_text(value))
+}
+
+fn object(name: &str, value: &RawValue) -> Result<Columns, String> {
+    serde_json::from_str(value.get())
+        .map_err(|_| format!("\"{name}\" is no object: write {{\"name\": \"value\"}}"))
 }
 
 /// Puts values in place of placeholders.
@@ -355,6 +356,19 @@ mod tests {
     }
 
     #[test]
+    fn nothing_in_the_json_of_a_line_changes() {
+        let own = r#"{"zeta":12345678901234567890123,"alpha":1e3, "x":0.10000000000000000001}"#;
+        let row = format!(r#"{{"deviceId":"a","exact":12345678901234567890123,"body":{own}}}"#);
+        let template = MessageTemplate {
+            properties: vec![("exact".into(), "{exact}".into())],
+            ..MessageTemplate::default()
+        };
+        let message = message(template, &row).expect("a message");
+        assert_eq!(message.body, own.as_bytes());
+        assert_eq!(message.properties.get("exact"), Some("12345678901234567890123"));
+    }
+
+    #[test]
     fn all_texts_of_a_message_are_filled_and_checked() {
         let template = MessageTemplate {
             message_id: Some("{run}-{n}".into()),
@@ -421,7 +435,7 @@ mod tests {
         };
         let row = r#"{"deviceId": "a", "body": {"on": 1}, "properties": {"state": "on", "n": 2}}"#;
         let own = message(template.clone(), row).expect("a message");
-        assert_eq!(own.body, br#"{"on":1}"#.as_slice());
+        assert_eq!(own.body, br#"{"on": 1}"#.as_slice());
         let pairs: Vec<_> = own.properties.iter().collect();
         assert_eq!(pairs, [("action", Some("pump")), ("n", Some("2")), ("state", Some("on"))]);
         let text = message(template, r#"{"deviceId": "a", "body": "text {n}"}"#).expect("a message");

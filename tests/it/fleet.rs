@@ -94,7 +94,7 @@ fn people_see_what_will_be_sent_where_the_journal_is_and_the_sums() {
     let lines: Vec<_> = text.lines().collect();
     assert!(
         lines[0].starts_with(
-            "sending 3 messages at 6000000/min: about 0 s, 0.0 % of the hub's daily quota  (run "
+            "sending 3 messages at 6000000/min: about 0 s, 0.0 % of the daily quota of a hub of tier S1 with 1 unit  (run "
         ),
         "{text}"
     );
@@ -113,7 +113,7 @@ fn a_dry_run_only_says_how_long_it_takes() {
     let said = run(command.arg("--devices-from").arg(&path).arg("--dry-run"));
     assert!(
         stdout(&said).starts_with(
-            "would send 10000 messages at 100/min: about 1 h 40 min, 2.5 % of the hub's daily quota"
+            "would send 10000 messages at 100/min: about 1 h 40 min, 2.5 % of the daily quota of a hub of tier S1 with 1 unit"
         ),
         "{said:?}"
     );
@@ -329,9 +329,37 @@ fn what_cannot_be_sent_is_said_before_anything_is_sent() {
     let journal = running.file("foreign.journal");
     std::fs::write(&journal, "{\"line\":\"run\",\"format\":9}\n").expect("written");
     let resumed = |journal: &PathBuf| stderr(&run(running.sender().arg("--resume").arg(journal)));
-    assert!(resumed(&journal).contains("has format 9, and this version of c2d-send knows 1"));
+    assert!(resumed(&journal).contains("has format 9, and this version of c2d-send knows 2"));
     std::fs::write(&journal, "pump-1\n").expect("written");
     assert!(resumed(&journal).contains("line 1 is no line of a journal"));
+}
+
+#[test]
+fn a_count_is_for_one_device_only() {
+    let (running, path) = with_list(2, "pump-1\npump-2\n");
+    let list = path.to_str().expect("UTF-8");
+    for selector in [["--devices-from", list], ["--query", "true = true"], ["--resume", list]] {
+        for more in [["--count", "1"], ["--messages-from", list]] {
+            let said = run(running.sender().args(selector).args(more));
+            assert_eq!(said.status.code(), Some(2), "{selector:?} {more:?}");
+            assert!(stderr(&said).contains("cannot be used with"), "{said:?}");
+        }
+    }
+    assert_eq!(waiting(&running, "pump-1"), [""; 0]);
+}
+
+#[test]
+fn a_hub_that_is_not_there_is_told_at_once_and_the_run_can_go_on() {
+    let (running, path) = with_list(2, "pump-1\npump-2\n");
+    let mut command = to_list(&running, &path);
+    let said = run(command.args(["--transport", "amqp-ws", "--https-port", "1"]));
+    let text = stderr(&said);
+    assert_eq!(said.status.code(), Some(1), "{text}");
+    assert!(text.contains("port 1") && !text.contains("trying again"), "{text}");
+    assert!(text.contains("c2d-agent c2d-send --resume "), "{text}");
+    let mut command = running.sender();
+    let asked = run(command.args(["--query", "true = true", "--https-port", "1"]));
+    assert!(!stderr(&asked).contains("asking again"), "{asked:?}");
 }
 
 #[test]

@@ -55,6 +55,9 @@ fn a_run_that_waits_counts_feedback_keeps_it_and_goes_on_where_it_was() {
     let told: Vec<_> = lines.iter().filter(|line| line["event"] == "feedback").collect();
     assert!(told.len() == 2 && told.iter().all(|line| line["status"] == "Success"), "{told:?}");
     assert_eq!((counts(&lines), &summary(&lines)["missing"]), ("Success 2".to_owned(), &1.into()));
+    // Which one it is, is in a list that is not to be sent again.
+    let missing = summary(&lines)["missingFile"].as_str().expect("a file");
+    assert_eq!(std::fs::read_to_string(missing).expect("a list"), "pump-3\n");
     let spool = std::fs::read_to_string(running.file("run.journal.feedback")).expect("a spool");
     assert_eq!(spool.lines().count(), 2, "{spool}");
 

@@ -58,10 +58,12 @@ pub(super) struct ManyArgs {
     #[arg(long, value_name = "SQL", conflicts_with_all = ["device", "resume"])]
     query: Option<String>,
     /// Send many messages to --device: a JSON object a line, with columns as for --devices-from. - is standard input.
-    #[arg(long, value_name = "FILE", requires = "device", conflicts_with = "count")]
+    #[arg(long, value_name = "FILE", requires = "device", conflicts_with_all = ["count", "devices_from", "query",
+        "resume"])]
     messages_from: Option<PathBuf>,
-    /// Send this many messages to --device; {n} in its parts is the number of the message.
-    #[arg(long, value_name = "N", requires = "device", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// Send this many messages to --device; n in braces, in any part, is the number of the message.
+    #[arg(long, value_name = "N", requires = "device", conflicts_with_all = ["devices_from", "query", "resume"],
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: Option<u32>,
     /// Go on with a run that was interrupted: send what its journal has not settled, with the same ids.
     #[arg(long, value_name = "JOURNAL", conflicts_with_all = ["device", "properties", "data", "file", "message_id",
@@ -101,6 +103,14 @@ impl ManyArgs {
         self.messages_from.is_some() || self.count.is_some() || self.dry_run
     }
 
+    /// The hub that the estimate is for.
+    fn hub_size(&self) -> String {
+        let tier = self.tier.to_possible_value();
+        let tier = tier.as_ref().map_or("", |tier| tier.get_name()).to_uppercase();
+        let units = if self.units == 1 { "1 unit".to_owned() } else { format!("{} units", self.units) };
+        format!("a hub of tier {tier} with {units}")
+    }
+
     fn per_minute(&self) -> f64 {
         self.rate.unwrap_or_else(|| Tier::from(self.tier).per_minute() * f64::from(self.units))
     }
@@ -135,7 +145,7 @@ pub(super) fn run(args: &SendArgs) -> Result<Exit, Failure> {
         let estimate =
             Estimate::new(open.map(|(size, _)| size), many.per_minute(), many.tier.into(), many.units);
         let mut output = ManyOutput::new(args.output.json, &run);
-        output.planned(&estimate, is_same, many.dry_run);
+        output.planned(&estimate, &many.hub_size(), is_same, many.dry_run);
         if many.dry_run {
             return output.broken().map_or(Ok(Exit::Done), |error| Err(error.into()));
         }
@@ -158,7 +168,10 @@ async fn prepared(
         let (journal, (run, settled)) = RunJournal::resume(path).map_err(Failure::usage)?;
         if run.hub != identity.host.name {
             let (path, hub, own) = (path.display(), plain(&run.hub), &identity.host.name);
-            let error = anyhow!("{path} is the journal of a run at {hub}, but the hub given is {own}");
+            let error = anyhow!(
+                "{path} is the journal of a run at {hub}, but the hub given is {own}: give the \
+                         connection string of {hub}"
+            );
             return Err(Failure::usage(error));
         }
         return Ok((run, Some((journal, settled))));
@@ -334,7 +347,7 @@ async fn send(
         () = heard => (Err(RunError::Stopped), Ok(())),
     };
     let sent = sent.and_then(|()| if signalled.get() { Err(RunError::Stopped) } else { Ok(()) });
-    let after = follow.as_ref().map(Follow::aftermath);
+    let after = follow.as_ref().map(|follow| follow.aftermath(stop.is_cancelled()));
     ended(sent, followed, &mut output.borrow_mut(), (&path, &resume), after.as_ref())
 }
 
@@ -374,7 +387,7 @@ fn ended(
             _ if finished.is_ok_and(|not_taken| not_taken > 0) => Exit::NegativeFeedback,
             Some(after) if !after.undelivered.is_empty() => Exit::NegativeFeedback,
             Some(after) if !after.failed.is_empty() => Exit::ActionFailed,
-            Some(after) if after.missing > 0 => Exit::NoFeedback,
+            Some(after) if !after.missing.is_empty() => Exit::NoFeedback,
             _ => Exit::Done,
         }),
     }

@@ -67,6 +67,8 @@ pub(super) enum ManyLine<'a> {
         undelivered_file: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         failed_file: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        missing_file: Option<String>,
         after_ms: u64,
     },
     Failed {

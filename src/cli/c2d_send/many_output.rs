@@ -62,8 +62,12 @@ pub(super) struct Aftermath {
     pub(super) failed: Vec<usize>,
     /// What is missing of the others: "feedback" or "an outcome".
     pub(super) awaited: &'static str,
-    /// How many messages it is missing of.
-    pub(super) missing: usize,
+    /// The indices of the entries that it is missing of.
+    pub(super) missing: Vec<usize>,
+    /// How many of these were delivered, if an outcome is awaited.
+    pub(super) delivered: usize,
+    /// Whether a signal has ended the wait.
+    pub(super) is_cut_short: bool,
     /// How long was waited at the end.
     pub(super) wait: Duration,
 }
@@ -88,8 +92,11 @@ impl<'a> ManyOutput<'a> {
     }
 
     /// Says what is about to be sent. `is_same` says whether all devices get the same message.
-    pub(super) fn planned(&mut self, estimate: &Estimate, is_same: bool, dry_run: bool) {
+    pub(super) fn planned(&mut self, estimate: &Estimate, hub_size: &str, is_same: bool, dry_run: bool) {
         let Estimate { messages, per_minute, time, quota } = *estimate;
+        if messages == 0 && !self.json {
+            return self.line(&format!("nothing is left to send  (run {})", plain(&self.run.id)));
+        }
         if !self.json && self.run.naming == Naming::ByDevice && is_same && messages >= MANY {
             let note = "all devices get the same message: if it is a setting, a desired property suits better, because a \
                         hub takes 30 times as many changes of twins (c2d-agent twin, or a job)";
@@ -99,7 +106,7 @@ impl<'a> ManyOutput<'a> {
         let verb = if dry_run { "would send" } else { "sending" };
         let text = || {
             format!(
-                "{verb} {} at {}: about {}, {:.1} % of the hub's daily quota  (run {}, hub {})",
+                "{verb} {} at {}: about {}, {:.1} % of the daily quota of {hub_size}  (run {}, hub {})",
                 count(messages, "message"),
                 per_minute_text(per_minute),
                 span(time),
@@ -283,9 +290,10 @@ impl<'a> ManyOutput<'a> {
             ("refused", "was refused", indices.as_slice()),
             ("undelivered", "was not delivered", after.map_or(&[], |after| &after.undelivered)),
             ("failed", "did not succeed", after.map_or(&[], |after| &after.failed)),
+            ("missing", "", after.map_or(&[], |after| &after.missing)),
         ];
         let files = lists.map(|(name, what, entries)| (what, self.write_list(journal, name, entries)));
-        let [refused_file, undelivered_file, failed_file] =
+        let [refused_file, undelivered_file, failed_file, missing_file] =
             files.each_ref().map(|(_, file)| Some(file.as_ref().ok()?.as_ref()?.display().to_string()));
         if self.json {
             self.object(&ManyLine::Summary {
@@ -298,9 +306,10 @@ impl<'a> ManyOutput<'a> {
                     let counts = after.counts.iter();
                     counts.map(|(&status, &messages)| StatusCount { status, messages }).collect()
                 }),
-                missing: after.map(|after| after.missing),
+                missing: after.map(|after| after.missing.len()),
                 undelivered_file,
                 failed_file,
+                missing_file,
                 after_ms: milliseconds(self.begun.elapsed()),
             });
         } else {
@@ -310,9 +319,16 @@ impl<'a> ManyOutput<'a> {
                 Naming::ByNumber => "--messages-from",
             };
             let named = [refused_file, undelivered_file, failed_file];
+            // What may still be delivered is not to be sent again.
             for ((_, what, _), file) in lists.iter().zip(named).filter_map(|(list, file)| Some((list, file?)))
             {
                 self.line(&format!("what {what} can be sent again with {option} {}", shell(&file)));
+            }
+            if let Some(file) = missing_file {
+                let file = plain(&file);
+                self.line(&format!(
+                    "those whose end is not known are in {file}; the hub may still deliver them, and this waits on: {resume}"
+                ));
             }
             if postponed > 0 {
                 self.line(&format!("what was not taken now can be sent with the same ids: {resume}"));
@@ -326,12 +342,20 @@ impl<'a> ManyOutput<'a> {
 
     fn table(&mut self, open: usize, after: Option<&Aftermath>) {
         let mut rows = vec![(self.accepted, "accepted by the hub (queued, not yet delivered)".to_owned())];
-        if let Some(Aftermath { counts, awaited, missing, wait, .. }) = after {
+        if let Some(Aftermath { counts, awaited, missing, delivered, is_cut_short, wait, .. }) = after {
             rows = vec![(self.accepted, "accepted by the hub, of these:".to_owned())];
             rows.extend(counts.iter().map(|(word, count)| (*count, in_words(word).to_owned())));
-            if *missing > 0 {
-                let wait = humantime::format_duration(*wait);
-                rows.push((*missing, format!("without {awaited} {wait} after the last message")));
+            let when = match is_cut_short {
+                true => "so far".to_owned(),
+                false => format!("{} after the last message", humantime::format_duration(*wait)),
+            };
+            if *delivered > 0 {
+                let why = "no rule matched, the rule lacks report = \"twin\", or its action still runs";
+                rows.push((*delivered, format!("delivered, but without {awaited} {when}: {why}")));
+            }
+            if missing.len() > *delivered {
+                let awaited = if *delivered > 0 { "feedback" } else { awaited };
+                rows.push((missing.len() - delivered, format!("without {awaited} {when}")));
             }
         }
         for (words, refusals) in [("refused", &self.refused), ("not taken now", &self.postponed)] {

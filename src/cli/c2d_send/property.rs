@@ -37,7 +37,7 @@ pub(super) fn warn_of_odd(properties: &Properties) {
         if let Some(text) = texts.into_iter().find(|text| !is_hub_text(text)) {
             tracing::warn!(
                 property = name,
-                "sent \"{}\", which a real hub may refuse: it takes ASCII letters, digits and {PUNCTUATION}",
+                "a real hub may refuse \"{}\": it takes ASCII letters, digits and {PUNCTUATION}",
                 text.escape_debug()
             );
         }

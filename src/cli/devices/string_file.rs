@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 
-use crate::credentials::HostPort;
+use crate::cli::shown::plain;
+use crate::credentials::{HostPort, HubName};
 use crate::service::RegisteredDevice;
 use crate::trust;
 
@@ -34,9 +35,9 @@ impl StringFile {
     /// Writes the string of a device of this hub, and returns where it is.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written, or there is no string.
     pub(super) fn write(mut self, host: &HostPort, device: &RegisteredDevice) -> anyhow::Result<PathBuf> {
-        let text = connection_string(host, device);
+        let text = connection_string(host, device)?;
         let path = self.path.clone();
         let written = self.file.as_mut().map_or(Ok(()), |file| {
             file.write_all(text.as_bytes())?;
@@ -61,18 +62,22 @@ impl Drop for StringFile {
 
 /// The port of the service's string is that of AMQP for back ends, so a device's string has none. A device may not use the
 /// hub's service endpoint, so its string has the name of the hub itself.
-fn connection_string(host: &HostPort, device: &RegisteredDevice) -> String {
-    let name = match host.name.split_once('.') {
-        Some((hub, rest)) => {
-            let rest = rest.strip_prefix("service.").unwrap_or(rest);
-            format!("{hub}.{rest}")
-        }
-        None => host.name.clone(),
-    };
+///
+/// # Errors
+/// When the device signs in with keys, and the hub did not give them.
+fn connection_string(host: &HostPort, device: &RegisteredDevice) -> anyhow::Result<String> {
+    let name = HubName::of(&host.name).map_or_else(|| host.name.clone(), |name| name.classic());
     let device_id = device.identity["deviceId"].as_str().unwrap_or_default();
-    let secret = match &device.keys {
-        Some(keys) => format!("SharedAccessKey={}", keys.primary.expose_base64()),
-        None => "x509=true".to_owned(),
+    let secret = match (&device.keys, device.identity["authentication"]["type"].as_str()) {
+        (Some(keys), _) => format!("SharedAccessKey={}", keys.primary.expose_base64()),
+        (None, Some("selfSigned" | "certificateAuthority")) => "x509=true".to_owned(),
+        (None, _) => {
+            return Err(anyhow!(
+                "the hub gave no key of the device {}, so there is no connection string: use a policy that may read keys, \
+                 such as registryRead",
+                plain(device_id)
+            ));
+        }
     };
-    format!("HostName={name};DeviceId={device_id};{secret}\n")
+    Ok(format!("HostName={name};DeviceId={device_id};{secret}\n"))
 }

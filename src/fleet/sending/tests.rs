@@ -242,13 +242,25 @@ fn patience_counts_from_the_first_failure() {
     assert_eq!(played.journal, ALL);
     let lost: Vec<_> = played.told.iter().filter(|line| line.starts_with("lost")).collect();
     assert_eq!(lost.len(), 3, "{lost:?}");
+    let mut links = 0;
+    let script = first([accepted(), Play::Cut(ServiceError::Lost("gone".into()))]);
+    let away = play_until(CancellationToken::new(), script, |_| {
+        links += 1;
+        if links == 1 { Ok(()) } else { Err(ServiceError::Unreachable("away".into())) }
+    });
+    assert!(matches!(away.result, Err(RunError::NoProgress { .. })), "{:?}", away.result);
+    assert!((600..680).contains(&away.took.as_secs()), "{:?}", away.took);
+}
+
+#[test]
+fn a_hub_that_is_away_at_the_start_is_told_at_once() {
     let away = play_until(
         CancellationToken::new(),
         |_| accepted(),
         |_| Err(ServiceError::Unreachable("away".into())),
     );
-    assert!(matches!(away.result, Err(RunError::NoProgress { .. })), "{:?}", away.result);
-    assert!((600..680).contains(&away.took.as_secs()), "{:?}", away.took);
+    assert!(matches!(away.result, Err(RunError::Hub(ServiceError::Unreachable(_)))), "{:?}", away.result);
+    assert!(away.took.is_zero(), "{:?}", away.took);
 }
 
 #[test]

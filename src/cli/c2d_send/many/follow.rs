@@ -322,17 +322,18 @@ impl<'a> Follow<'a> {
     }
 
     /// The sums.
-    pub(super) fn aftermath(&self) -> Aftermath {
+    pub(super) fn aftermath(&self, is_cut_short: bool) -> Aftermath {
         let known = self.known.borrow();
-        let (mut counts, mut undelivered, mut failed, mut missing) =
-            (BTreeMap::new(), Vec::new(), Vec::new(), 0);
+        let (mut counts, mut undelivered, mut failed) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let (mut missing, mut delivered) = (Vec::new(), 0);
         for (index, known) in known.iter().enumerate().filter(|(_, known)| known.is_accepted) {
             let word = match (known.outcome, known.feedback, self.awaited) {
                 (Some(outcome), _, _) => outcome.as_str(),
                 (None, Some(status), _) if known.is_undelivered() => status.as_str(),
                 (None, Some(status), Awaited::Feedback(_)) => status.as_str(),
                 _ => {
-                    missing += 1;
+                    missing.push(index);
+                    delivered += usize::from(known.feedback.is_some());
                     continue;
                 }
             };
@@ -344,8 +345,8 @@ impl<'a> Follow<'a> {
                 None => {}
             }
         }
-        let awaited = self.what();
-        Aftermath { counts, undelivered, failed, awaited, missing, wait: self.awaited.wait() }
+        let (awaited, wait) = (self.what(), self.awaited.wait());
+        Aftermath { counts, undelivered, failed, awaited, missing, delivered, is_cut_short, wait }
     }
 }
 
