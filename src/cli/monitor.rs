@@ -169,14 +169,10 @@ async fn watch(
     let mut from = EventsFrom { group: args.consumer_group.clone(), start, offsets: BTreeMap::new() };
     let (mut delay, mut is_first) = (FIRST_DELAY, true);
     loop {
-        let error = match EventReader::open(access, ca_file, &from, SystemTime::now()).await {
+        let error = match EventReader::open(access, ca_file, &mut from, SystemTime::now()).await {
             Ok(mut reader) => {
                 tell(if is_first { "watching the messages of devices" } else { "connected again" });
                 is_first = false;
-                // What comes while nothing is connected must not be passed over.
-                if from.start == EventStart::Latest {
-                    from.start = EventStart::After(SystemTime::now());
-                }
                 let since = Instant::now();
                 let ended = read(args, &mut reader, &mut from, printed).await?;
                 if since.elapsed() >= STABLE {

@@ -20,7 +20,7 @@ use fe2o3_amqp::types::messaging::Body;
 use fe2o3_amqp::types::primitives::{SimpleValue, Symbol, Value};
 use fe2o3_amqp::{Connection, Receiver, Session};
 
-use super::node::AmqpNode;
+use super::node::{AmqpNode, NodeReply};
 use super::refusal::RefusedRequest;
 use super::{
     CONNECT_TIMEOUT, Service, ServiceError, ServiceIdentity, ServiceProof, TOKEN_LIFETIME, answered, dial,
@@ -161,27 +161,17 @@ struct EventHubSession {
 }
 
 impl EventHubSession {
+    /// The node that knows the partitions.
+    async fn management(&mut self) -> Result<AmqpNode, ServiceError> {
+        AmqpNode::attach(&mut self.session, "$management", RefusedRequest::Connection).await
+    }
+
     /// The partitions of an Event Hub.
-    async fn partitions(&mut self, name: &str) -> Result<Vec<String>, ServiceError> {
-        let mut management =
-            AmqpNode::attach(&mut self.session, "$management", RefusedRequest::Connection).await?;
-        let token = self.token.expose().to_owned();
-        let request = [
-            ("operation", "READ"),
-            ("type", "com.microsoft:eventhub"),
-            ("name", name),
-            ("security_token", &token),
-        ];
-        let answer = management.ask(&request, Value::Null).await?;
-        let said = answer.description;
-        let ids = match answer.value {
-            Value::Map(map) if answer.status == 200 => {
-                match map.get(&Value::String("partition_ids".to_owned())) {
-                    Some(Value::Array(ids)) => ids.0.clone(),
-                    Some(Value::List(ids)) => ids.clone(),
-                    _ => Vec::new(),
-                }
-            }
+    async fn partitions(&self, management: &mut AmqpNode, name: &str) -> Result<Vec<String>, ServiceError> {
+        let answer = self.read(management, &[("type", "com.microsoft:eventhub"), ("name", name)]).await?;
+        let ids = match field(&answer, "partition_ids") {
+            Some(Value::Array(ids)) => ids.0.clone(),
+            Some(Value::List(ids)) => ids.clone(),
             _ => Vec::new(),
         };
         let texts = ids.into_iter().filter_map(|id| match id {
@@ -190,13 +180,42 @@ impl EventHubSession {
         });
         let ids: Vec<String> = texts.take(reader::MOST_PARTITIONS).collect();
         if ids.is_empty() {
-            let status = answer.status;
+            let NodeReply { status, description: said, .. } = answer;
             return Err(ServiceError::Events(format!(
                 "the Event Hubs endpoint does not tell the partitions of \"{name}\" (status {status}: {said}): check \
                  EntityPath, and that the policy has ServiceConnect"
             )));
         }
         Ok(ids)
+    }
+
+    /// The offset of the last message of a partition, if the endpoint tells it.
+    async fn end_of(
+        &self,
+        management: &mut AmqpNode,
+        name: &str,
+        partition: &str,
+    ) -> Result<Option<String>, ServiceError> {
+        let request = [("type", "com.microsoft:partition"), ("name", name), ("partition", partition)];
+        let answer = self.read(management, &request).await?;
+        Ok(match field(&answer, "last_enqueued_offset") {
+            Some(Value::String(offset)) => Some(offset.clone()),
+            _ => None,
+        })
+    }
+
+    async fn read(&self, management: &mut AmqpNode, of: &[(&str, &str)]) -> Result<NodeReply, ServiceError> {
+        let token = self.token.expose().to_owned();
+        let request = [&[("operation", "READ"), ("security_token", &token)], of].concat();
+        management.ask(&request, Value::Null).await
+    }
+}
+
+/// A field of an answer that has a map.
+fn field<'a>(answer: &'a NodeReply, name: &str) -> Option<&'a Value> {
+    match &answer.value {
+        Value::Map(map) if answer.status == 200 => map.get(&Value::String(name.to_owned())),
+        _ => None,
     }
 }
 

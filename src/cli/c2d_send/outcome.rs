@@ -193,8 +193,8 @@ impl OutcomeWatch {
 async fn events(identity: &ServiceIdentity, ca_file: Option<&Path>) -> Result<EventReader, ServiceError> {
     let access = EventHubAccess::of_hub(identity, ca_file, SystemTime::now()).await?;
     let (group, offsets) = ("$Default".to_owned(), BTreeMap::new());
-    let from = EventsFrom { group, start: EventStart::Latest, offsets };
-    EventReader::open(&access, ca_file, &from, SystemTime::now()).await
+    let mut from = EventsFrom { group, start: EventStart::Latest, offsets };
+    EventReader::open(&access, ca_file, &mut from, SystemTime::now()).await
 }
 
 /// The report in a message of a real hub, if it is one on this message.

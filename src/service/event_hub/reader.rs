@@ -70,7 +70,8 @@ struct PartitionLink {
 }
 
 impl EventReader {
-    /// Connects, signs in, and attaches a link to each partition.
+    /// Connects, signs in, and attaches a link to each partition. With [`EventStart::Latest`], `from` gets the offset at
+    /// which each partition ends now, so that a later connection passes over nothing.
     ///
     /// # Errors
     /// When the endpoint cannot be reached, or refuses.
@@ -80,13 +81,20 @@ impl EventReader {
     pub async fn open(
         access: &EventHubAccess,
         ca_file: Option<&Path>,
-        from: &EventsFrom,
+        from: &mut EventsFrom,
         now: SystemTime,
     ) -> Result<Self, ServiceError> {
         let mut session = access.open(ca_file, now).await?;
-        let partitions = session.partitions(&access.name).await?;
+        let mut management = session.management().await?;
+        let partitions = session.partitions(&mut management, &access.name).await?;
         let receiving = FuturesUnordered::new();
         for partition in partitions {
+            if from.start == EventStart::Latest
+                && !from.offsets.contains_key(&partition)
+                && let Some(end) = session.end_of(&mut management, &access.name, &partition).await?
+            {
+                from.offsets.insert(partition.clone(), end);
+            }
             let attached = PartitionLink::attach(&mut session.session, &access.name, partition, from);
             receiving.push(answered("an answer to the link of a partition", attached).await?.next().boxed());
         }
