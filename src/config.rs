@@ -273,8 +273,13 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let (enrolment, secret_file) = provisioning::read(provisioning, &places, env, &mut report).unzip();
     let device = device::read(root.take(&DEVICE), &places, env, elsewhere, &mut report);
     if is_enrolled && device.identity.is_some() {
-        let message =
-            "the device is named twice, by [provisioning] and by [device] or the environment: keep one";
+        let message = match device.is_of_environment {
+            true => format!(
+                "the device is named twice, by [provisioning] and by {}: unset the variable, or remove [provisioning]",
+                device::CONNECTION_STRING_VARIABLE
+            ),
+            false => "the device is named twice, by [provisioning] and by [device]: keep one".to_owned(),
+        };
         report.problem(enrolled_at, message);
     }
     let identity_problem = report.problem_after(problems);

@@ -298,7 +298,13 @@ impl DevicesCreate {
             print(&json_line(&DevicesLine::Created { device_id, sign_in, edge, out })?)?;
         } else {
             let kind = if edge { "edge device" } else { "device" };
-            print(&format!("created {kind} {device_id}, which signs in by {}", plain(sign_in)))?;
+            let with = match sign_in {
+                "sas" => "with a key",
+                "selfSigned" => "with a certificate of this thumbprint",
+                "certificateAuthority" => "with a certificate of an authority",
+                other => &format!("by {}", plain(other)),
+            };
+            print(&format!("created {kind} {device_id}, which signs in {with}"))?;
             print(&match out {
                 Some(path) => format!("its connection string is in {path}"),
                 None => format!(

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -164,7 +164,10 @@ fn derive(args: &DeriveKeyArgs) -> Result<Exit, Failure> {
         file.and_then(|file| file.take(MAX_KEY_BYTES).read_to_string(&mut text))
     };
     let name = args.group_key_file.display();
-    read.with_context(|| format!("cannot read the key of the group from {name}"))?;
+    read.map_err(|error| {
+        let reason = trust::in_words(&error);
+        anyhow!("cannot read the key of the group from {name}: {reason}; correct --group-key-file")
+    })?;
     let group = SharedAccessKey::from_base64(&text)
         .map_err(|error| Failure::usage(anyhow!("{name} does not hold the key of a group: {error}")))?;
     if args.registration_id.contains(|c: char| c.is_ascii_uppercase()) {

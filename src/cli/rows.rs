@@ -117,7 +117,7 @@ pub(super) async fn print(
         tell("the query finds nothing");
     }
     if cut {
-        tell(format_args!("there is more: --limit shows more than {}", wanted.limit));
+        tell(format_args!("there is more: raise --limit (now {})", wanted.limit));
     }
     Ok(())
 }

@@ -93,6 +93,8 @@ const MAX_CONNECTION_STRING_BYTES: u64 = 16 * 1024;
 /// What `[device]` and the environment say; `identity` is absent if there was a problem with it.
 pub(super) struct DeviceTable {
     pub(super) identity: Option<DeviceIdentity>,
+    /// Whether a variable names it.
+    pub(super) is_of_environment: bool,
     /// The file that holds the key, the token or the private key.
     pub(super) secret_file: Option<PathBuf>,
     pub(super) ca_file: Option<PathBuf>,
@@ -193,7 +195,8 @@ pub(super) fn read(
         },
     };
     let ca_file = ca_file.map(|(path, _)| path);
-    DeviceTable { identity, secret_file, ca_file, token_lifetime, transport, route }
+    let is_of_environment = from_environment.is_some();
+    DeviceTable { identity, is_of_environment, secret_file, ca_file, token_lifetime, transport, route }
 }
 
 fn take_fields<'t>(table: &mut Table<'t>, report: &mut Report) -> IdentityFields<'t> {

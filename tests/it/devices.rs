@@ -33,8 +33,9 @@ fn a_device_is_created_shown_listed_and_deleted_and_its_file_signs_it_in() {
     let path = file.to_str().expect("UTF-8");
     let (stdout, stderr, code) = owner(&emulator, &["devices", "create", "pump-1", "--edge", "--out", path]);
     assert_eq!((stderr.as_str(), code), ("", Some(0)));
-    let words =
-        format!("created edge device pump-1, which signs in by sas\nits connection string is in {path}\n");
+    let words = format!(
+        "created edge device pump-1, which signs in with a key\nits connection string is in {path}\n"
+    );
     assert_eq!(stdout, words);
     assert_eq!(file.metadata().expect("a file").permissions().mode() & 0o777, 0o600);
     let string = std::fs::read_to_string(&file).expect("a connection string");
@@ -169,7 +170,7 @@ fn a_query_prints_a_table_or_json_over_all_pages_and_says_when_there_is_more() {
     assert_eq!(lines[..2], ["status   deviceId", "enabled  pump-1"]);
     assert_eq!(lines.len(), 1 + 1000);
     // The page ends where the limit is, so only the continuation says that there is more.
-    assert_eq!(stderr, "there is more: --limit shows more than 1000\n");
+    assert_eq!(stderr, "there is more: raise --limit (now 1000)\n");
     let (stdout, stderr, _) = query(&running, &["SELECT COUNT() AS n FROM devices"]);
     assert_eq!((stdout.as_str(), stderr.as_str()), ("n\n1500\n", ""));
     let (_, stderr, code) = query(&running, &["SELECT FROM"]);
