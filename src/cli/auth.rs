@@ -85,7 +85,7 @@ fn look(args: &AuthArgs) -> Result<Exit, Failure> {
     let principal = match &chosen.proof {
         Proof::Policy(string) => format!("the shared access policy \"{}\"", string.policy),
         Proof::Entra(Ok(login)) => login.to_string(),
-        Proof::Entra(Err(_)) => "nobody yet".to_owned(),
+        Proof::Entra(Err(_)) => "not known yet".to_owned(),
     };
     let (hub, auth, because) = (chosen.host.to_string(), chosen.method.name(), chosen.reason.as_str());
     if as_json {
@@ -94,7 +94,12 @@ fn look(args: &AuthArgs) -> Result<Exit, Failure> {
         print(&format!("hub: {hub}\nauth: {auth} ({because})\nsigns in: {}", without_controls(&principal)))?;
     }
     let login = match chosen.proof {
-        Proof::Policy(_) => return Ok(Exit::Done),
+        Proof::Policy(_) => {
+            if args.check && !as_json {
+                print("not checked: a policy needs no token of Microsoft Entra; c2d-agent devices list asks the hub")?;
+            }
+            return Ok(Exit::Done);
+        }
         Proof::Entra(login) => login.map_err(Failure::usage)?,
     };
     check_files(&login).map_err(Failure::usage)?;
