@@ -241,7 +241,7 @@ pub enum ServiceError {
     /// The root file cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// No connection; the sentence says why.
+    /// No connection, so nothing was asked; the sentence says why.
     #[error("{0}")]
     Unreachable(String),
     /// The hub does not accept the policy or the token.
@@ -307,9 +307,15 @@ pub enum ServiceError {
     /// Too many requests.
     #[error("{0} is throttling requests (429): wait, and ask less often")]
     Throttled(String),
-    /// An answer over HTTPS that a hub does not give, or that reports a failure.
+    /// An answer over HTTPS that a hub does not give, or that reports a failure. What was asked may have been done.
     #[error("{0}")]
     Answer(String),
+    /// The hub understood the request, and did not do it.
+    #[error("{0}")]
+    Denied(String),
+    /// The request was sent, and no answer came: it may have been done.
+    #[error("{0}")]
+    Unanswered(String),
     /// The hub did not answer.
     #[error("no answer from the hub: waited {seconds} s for {what}")]
     Late {
@@ -338,8 +344,10 @@ impl ServiceError {
         matches!(
             self,
             Unreachable(_)
+                | Unanswered(_)
                 | Throttled(_)
                 | Answer(_)
+                | Denied(_)
                 | Late { .. }
                 | Lost(_)
                 | NoToken { is_passing: true, .. }

@@ -1,4 +1,4 @@
-//! The size of a hub and the rate of a run, as arguments.
+//! The size of a hub and the rate of a run, as arguments, and how a rate is shown.
 //!
 //! Owns: these words. Must not know: what a tier allows.
 
@@ -41,4 +41,26 @@ pub(super) fn rate(text: &str) -> Result<f64, String> {
     };
     // One a day is slow enough.
     if (1.0 / 1440.0..=MOST_PER_MINUTE).contains(&per_minute) { Ok(per_minute) } else { Err(wrong()) }
+}
+
+/// A rate in the unit that has a digit before the point.
+pub(super) fn per_minute_text(per_minute: f64) -> String {
+    match per_minute {
+        rate if rate >= 9.95 => format!("{rate:.0}/min"),
+        rate if rate >= 0.95 => format!("{rate:.1}/min"),
+        rate if rate * 60.0 >= 0.95 => format!("{:.1}/h", rate * 60.0),
+        rate => format!("{:.1}/day", rate * 60.0 * 24.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_rate_is_not_shown_as_nothing() {
+        let shown: Vec<_> =
+            [6_000_000.0, 100.0, 9.0, 1.0, 0.5, 1.0 / 60.0, 1.0 / 1440.0].map(per_minute_text).into();
+        assert_eq!(shown, ["6000000/min", "100/min", "9.0/min", "1.0/min", "30.0/h", "1.0/h", "1.0/day"]);
+    }
 }

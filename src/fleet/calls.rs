@@ -77,7 +77,9 @@ pub(crate) async fn call_each<S, T>(
     let mut open: VecDeque<usize> = (0..count).collect();
     let mut begun = std::collections::BTreeSet::new();
     let mut on_the_way = FuturesUnordered::new();
-    let (mut moved, mut lost, mut last_answers) = (Instant::now(), 0, None);
+    // Since when the hub has throttled, and let no call end.
+    let mut throttled: Option<Instant> = None;
+    let (mut lost, mut last_answers) = (0, None);
     let error = loop {
         let next = open.front().copied().filter(|_| last_answers.is_none() && !idle.is_empty());
         let due = match next.map(|entry| (entry, pace.take(Instant::now()))) {
@@ -104,7 +106,8 @@ pub(crate) async fn call_each<S, T>(
                         open.push_front(entry);
                         let wait = pace.throttled(None, Instant::now());
                         tell(CallProgress::Throttled { wait, per_minute: pace.per_minute() });
-                        if moved.elapsed() > patience {
+                        // A slow run asks seldom, so the time since the last end of a call says nothing.
+                        if throttled.get_or_insert_with(Instant::now).elapsed() > patience {
                             break Some(CallsError::NoProgress { within: patience, last: error });
                         }
                     }
@@ -113,10 +116,10 @@ pub(crate) async fn call_each<S, T>(
                         break Some(CallsError::Hub(error));
                     }
                     result => {
-                        moved = Instant::now();
+                        throttled = None;
                         tell(CallProgress::Ended { entry, result: &result });
                         lost = match &result {
-                            Err(ServiceError::Unreachable(_) | ServiceError::Lost(_)) => lost + 1,
+                            Err(error) if is_lost(error) => lost + 1,
                             _ => 0,
                         };
                         if let Err(error) = result
@@ -148,7 +151,14 @@ pub(crate) async fn call_each<S, T>(
 
 /// Whether each other call would fail in the same way.
 fn is_of_all(error: &ServiceError) -> bool {
-    matches!(error, ServiceError::NotAuthorised { .. } | ServiceError::TokenExpired(_) | ServiceError::Tls(_))
+    use ServiceError::*;
+    matches!(error, NotAuthorised { .. } | TokenExpired(_) | Tls(_) | NoToken { is_passing: false, .. })
+}
+
+/// Whether the call did not reach the hub, or its answer did not come.
+fn is_lost(error: &ServiceError) -> bool {
+    use ServiceError::*;
+    matches!(error, Unreachable(_) | Unanswered(_) | Lost(_) | NoToken { .. })
 }
 
 #[cfg(test)]
@@ -208,6 +218,20 @@ mod tests {
         assert!(matches!(left.error, CallsError::Hub(_)), "{left:?}");
         assert_eq!((left.not_begun, left.unknown), (vec![1, 2, 3, 4], vec![]));
 
+        // A token source that refuses lets no call reach the hub. One that is away may be back soon.
+        for (is_passing, left_of_50) in [(false, 50), (true, 30)] {
+            let none = async |_: &mut (), _: usize| {
+                let (login, reason) = ("me".to_owned(), "no".to_owned());
+                Err(ServiceError::NoToken { login, reason, is_passing })
+            };
+            let (pace, stop) = begin();
+            let mut tell = |_: CallProgress<'_, ()>| {};
+            let left =
+                call_each(50, vec![()], pace, patience, &stop, none, &mut tell).await.expect_err("left");
+            assert!(matches!(left.error, CallsError::Hub(ServiceError::NoToken { .. })), "{left:?}");
+            assert_eq!(left.not_begun.len(), left_of_50);
+        }
+
         let (pace, stop) = begin();
         let never = async |_: &mut (), _: usize| Err(throttled());
         let left = call_each(2, vec![()], pace, patience, &stop, never, &mut tell).await.expect_err("left");
@@ -230,5 +254,25 @@ mod tests {
             call_each(3, vec![(); 2], pace, patience, &stop, hangs, &mut tell).await.expect_err("left");
         assert!(matches!(left.error, CallsError::Stopped), "{left:?}");
         assert!(left.unknown == [0] && left.not_begun == [1, 2], "{left:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_run_goes_on_after_the_hub_has_throttled_one_call() {
+        let throttles = Cell::new(1);
+        let call = async |_: &mut (), entry: usize| {
+            if entry == 1 && throttles.replace(0) == 1 {
+                return Err(throttled());
+            }
+            Ok(())
+        };
+        let mut ended = 0;
+        let mut tell = |progress: CallProgress<'_, ()>| {
+            ended += usize::from(matches!(progress, CallProgress::Ended { .. }));
+        };
+        // One call an hour, and a minute of patience.
+        let (pace, stop) = (Pace::new(1.0 / 60.0, Instant::now()), CancellationToken::new());
+        let done = call_each(3, vec![()], pace, Duration::from_secs(60), &stop, call, &mut tell).await;
+        assert!(done.is_ok(), "{done:?}");
+        assert_eq!(ended, 3);
     }
 }

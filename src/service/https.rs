@@ -293,7 +293,7 @@ impl HttpsService {
             let body = body.map_err(|error| answer::of_body(&host, limit, &*error))?.to_bytes();
             Ok((head, body))
         };
-        let late = || ServiceError::Unreachable(answer::late(&host, patience));
+        let late = || ServiceError::Unanswered(answer::late(&host, patience));
         let exchanged = match tokio::time::timeout(patience, exchange).await {
             Ok(exchanged) => exchanged,
             Err(_) => Err(late()),
@@ -309,13 +309,17 @@ impl HttpsService {
         ask: &ServiceRequest,
         authorization: &HeaderValue,
     ) -> Result<Response<Incoming>, ServiceError> {
+        let mut was_sent = false;
         if let Some(mut kept) = self.connection.take().filter(|kept| !kept.is_closed()) {
             let sent = match kept.ready().await {
                 Ok(()) => match kept.send_request(self.request(ask, authorization)?).await {
                     Err(error) if ask.method == Method::POST || ask.if_match.is_some() => {
                         return Err(answer::of_exchange(&self.host, &error));
                     }
-                    sent => sent,
+                    sent => {
+                        was_sent = true;
+                        sent
+                    }
                 },
                 Err(error) => Err(error),
             };
@@ -327,7 +331,10 @@ impl HttpsService {
                 Err(error) => tracing::debug!(%error, "the HTTPS connection was closed: opening another"),
             }
         }
-        let mut opened = self.open().await?;
+        let mut opened = self.open().await.map_err(|error| match error {
+            ServiceError::Unreachable(words) if was_sent => ServiceError::Unanswered(words),
+            error => error,
+        })?;
         let sent = opened.send_request(self.request(ask, authorization)?).await;
         let response = sent.map_err(|error| answer::of_exchange(&self.host, &error))?;
         self.connection = Some(opened);

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::many_bar::{RunBar, per_minute_text};
+use super::many_bar::RunBar;
 use super::many_events::{ManyLine, RefusedMessage, StatusCount};
+use crate::cli::hub_size::per_minute_text;
 use crate::cli::shown::{self, Output, plain, shell, span};
 use crate::cli::tell;
 use crate::feedback::FeedbackRecord;

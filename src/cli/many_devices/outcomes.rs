@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use crate::cli::back_end::print;
+use crate::cli::hub_size::per_minute_text;
 use crate::cli::shown::{json, shell, span};
 use crate::cli::tell;
 use crate::fleet::{CallProgress, Entry};
@@ -79,9 +80,12 @@ pub(in crate::cli) fn kind(error: &ServiceError) -> &'static str {
         ServiceError::NotOnline(_) => "not connected, or takes no methods",
         ServiceError::NoMethodAnswer { .. } => "no answer in time: it may or may not have been done",
         ServiceError::UnknownDevice(_) | ServiceError::UnknownModule(_) => "not known to the hub",
-        ServiceError::Unreachable(_) | ServiceError::Lost(_) | ServiceError::Late { .. } => {
+        ServiceError::Unanswered(_) | ServiceError::Lost(_) | ServiceError::Late { .. } => {
             "the hub did not answer: it may or may not have been done"
         }
+        ServiceError::Answer(_) => "the hub's answer does not say whether it was done",
+        ServiceError::Unreachable(_) => "the hub could not be reached",
+        ServiceError::NoToken { .. } => "no token to sign in with: nothing reached the hub",
         _ => "refused by the hub",
     }
 }
@@ -111,7 +115,11 @@ impl CallsOutput {
         }
         let devices = if devices == 1 { "1 device".to_owned() } else { format!("{devices} devices") };
         let doing = if is_dry { format!("would be {doing}") } else { doing.to_owned() };
-        print(&format!("{doing} at {devices}, at most {per_minute:.0}/min: at least {}", span(time)))
+        print(&format!(
+            "{doing} at {devices}, at most {}: at least {}",
+            per_minute_text(per_minute),
+            span(time)
+        ))
     }
 
     /// Prints what has happened.
@@ -130,7 +138,8 @@ impl CallsOutput {
                 print(&json(&CallsLine::Throttled { wait_ms, per_minute })?)
             }
             CallProgress::Throttled { wait, per_minute } => {
-                tell(format_args!("the hub throttles: waiting {}, then {per_minute:.0}/min", span(wait)));
+                let rate = per_minute_text(per_minute);
+                tell(format_args!("the hub throttles: waiting {}, then {rate}", span(wait)));
                 Ok(())
             }
         }

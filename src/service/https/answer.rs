@@ -31,7 +31,7 @@ pub(super) fn of_status(host: &HostPort, status: StatusCode, body: &[u8], device
                 status.as_u16()
             ))
         }
-        (status, Some(said)) => ServiceError::Answer(format!(
+        (status, Some(said)) => ServiceError::Denied(format!(
             "{host} refuses the request over HTTPS (status {}: {said}): check --https-port and --device",
             status.as_u16()
         )),
@@ -64,7 +64,7 @@ pub(super) fn of_exchange(host: &HostPort, error: &hyper::Error) -> ServiceError
     if error.is_parse() {
         return no_hub(host, "no HTTP/1.1");
     }
-    ServiceError::Unreachable(format!(
+    ServiceError::Unanswered(format!(
         "{host} closed the connection instead of answering over HTTPS: check HostName and --https-port"
     ))
 }
