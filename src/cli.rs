@@ -60,6 +60,8 @@ mod reach;
 #[cfg(feature = "full")]
 mod rows;
 mod run;
+#[cfg(feature = "full")]
+mod run_files;
 #[cfg(any(feature = "full", feature = "manual"))]
 mod schema;
 mod shown;

@@ -17,7 +17,7 @@ mod pace;
 mod sending;
 mod template;
 
-pub(crate) use calls::{CallProgress, CallsError, CallsLeft, call_each};
+pub(crate) use calls::{CallProgress, CallsError, call_each};
 pub(crate) use estimate::{Estimate, Tier};
 pub(crate) use journal::{JournalError, RunJournal, Settlement};
 pub(crate) use list::{Entry, EntryList, ListError, MAX_ENTRIES};

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, print};
-use super::many_devices::outcomes::{self, ToldCall};
+use super::many_devices::outcomes::{self, CallEnd, ToldCall};
 use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs, job};
 use super::shown::{json, plain, shorten, without_controls};
 use super::{Exit, Failure, sentence, transport};
@@ -189,15 +189,17 @@ fn told_of_many(
                 format!("{}  {status}  {payload}", target.device_id())
             };
             let outcome = format!("answered with status {status}");
-            ToldCall { line, outcome, is_done: (200..300).contains(status) }
+            let end = if (200..300).contains(status) { CallEnd::Done } else { CallEnd::Failed };
+            ToldCall { line, outcome, end }
         }
         Err(error) => {
             let (outcome, sentence) = (outcomes::kind(error).to_owned(), outcomes::sentence(error));
+            let end = outcomes::end(error);
             let line = match as_json {
                 true => json(&InvokeLine::Failed { call, error: sentence })?,
                 false => format!("{}  failed: {sentence}", target.device_id()),
             };
-            ToldCall { line, outcome, is_done: false }
+            ToldCall { line, outcome, end }
         }
     })
 }

@@ -11,7 +11,7 @@ use signal_hook_tokio::Signals;
 use tokio::time::Instant;
 
 use super::back_end::{self, HubArgs, OutputArgs};
-use super::many_devices::job;
+use super::many_devices::{self, job};
 use super::{Exit, Failure, transport};
 use crate::service::TOKEN_LIFETIME;
 
@@ -45,7 +45,8 @@ struct JobsShow {
     /// Wait for its end, for an hour at most.
     #[arg(long)]
     wait: bool,
-    /// Where to write the devices at which it failed.
+    /// Where to write the devices at which it failed; those at which it may have been done get into a file with the ending
+    /// .unknown beside it.
     #[arg(long, value_name = "FILE")]
     failed: Option<PathBuf>,
     #[command(flatten)]
@@ -79,6 +80,9 @@ pub(super) fn run(args: &JobsArgs) -> Result<Exit, Failure> {
         JobsCommand::Show(show) => (&show.job, &show.hub, show.output.json),
         JobsCommand::Cancel(cancel) => (&cancel.job, &cancel.hub, cancel.output.json),
     };
+    if let JobsCommand::Show(JobsShow { failed: Some(file), .. }) = &args.command {
+        many_devices::check_files(file)?;
+    }
     let rest = hub.rest().map_err(Failure::usage)?;
     super::block_on(async {
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;

@@ -17,15 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::back_end::{self, HubArgs};
 use super::hub_size::{TierArg, rate};
-use super::{Exit, Failure, found, tell};
-use crate::fleet::{CallProgress, CallsError, CallsLeft, Entry, EntryList, Pace, Tier, call_each};
+use super::{Exit, Failure, found, run_files, sentence, tell};
+use crate::fleet::{CallProgress, CallsError, Entry, EntryList, Pace, Tier, call_each};
 use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME};
 
 pub(super) mod job;
 pub(super) mod outcomes;
 
 use job::JobArgs;
-use outcomes::{CallsOutput, ToldCall};
+use outcomes::{CallsOutput, ToldCall, unknown_file};
 
 /// What can stand in place of `--device`.
 pub(super) const SELECTORS: [&str; 2] = ["devices_from", "query"];
@@ -68,8 +68,8 @@ pub(super) struct ManyDevicesArgs {
     /// The units of the hub.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     units: u32,
-    /// Where to write the devices at which it failed [default: beside the list, or else in $XDG_STATE_HOME or
-    /// ~/.local/state].
+    /// Where to write the devices at which it failed; those at which it may have been done get into a file with the ending
+    /// .unknown beside it [default: beside the list, or else in $XDG_STATE_HOME or ~/.local/state].
     #[arg(long, value_name = "FILE", conflicts_with = "device")]
     failed: Option<PathBuf>,
     /// Only say how many devices it is for, and how long it takes.
@@ -143,21 +143,11 @@ impl ManyDevicesArgs {
 
     /// The file of what failed.
     fn failed_file(&self) -> anyhow::Result<PathBuf> {
-        let list = self.devices_from.as_ref().filter(|path| path.as_os_str() != "-");
-        Ok(match (&self.failed, list) {
-            (Some(path), _) => path.clone(),
-            (None, Some(list)) => {
-                let mut name = list.clone().into_os_string();
-                name.push(".failed");
-                name.into()
-            }
-            (None, None) => {
-                let folder = back_end::state_folder()?.join("runs");
-                std::fs::create_dir_all(&folder)
-                    .with_context(|| format!("cannot make {}", folder.display()))?;
-                folder.join(format!("{}.failed", uuid::Uuid::new_v4()))
-            }
-        })
+        if let Some(path) = &self.failed {
+            return Ok(path.clone());
+        }
+        let own = format!("{}.failed", uuid::Uuid::new_v4());
+        run_files::beside(self.devices_from.as_deref(), ".failed", &own)
     }
 }
 
@@ -199,11 +189,12 @@ pub(super) fn run<T>(
             let lifetime = calls.token_lifetime(targets.len(), per_minute);
             services.push(rest.service(lifetime).map_err(anyhow::Error::new)?);
         }
-        let mut output = CallsOutput::new(calls.json, entries, Some(failed_file));
+        let mut output = CallsOutput::new(calls.json, entries, Some(failed_file.clone()));
         output.planned(&calls.doing, per_minute, many.dry_run)?;
         if many.dry_run {
             return Ok(Exit::Done);
         }
+        check_files(&failed_file)?;
         let stop = CancellationToken::new();
         let mut shown = Ok(());
         let result = {
@@ -238,18 +229,31 @@ pub(super) fn run<T>(
         let (not_begun, unknown) = left.map_or((&[][..], &[][..]), |left| (&left.not_begun, &left.unknown));
         // The list of what is left is written even if nothing can be printed any more.
         let finished = output.finished(not_begun, unknown);
-        shown?;
-        let failed = finished?;
-        match result {
-            Ok(()) if failed == 0 => Ok(Exit::Done),
-            Ok(()) => Ok(Exit::NegativeFeedback),
-            Err(CallsLeft { error, .. }) => Err(match error {
-                // The hub's own error decides the exit code.
-                CallsError::Hub(error) => back_end::failed(error.into()),
-                error => anyhow::Error::new(error).into(),
-            }),
+        let failure = match result.map_err(|left| left.error) {
+            Ok(()) => None,
+            // What cannot be told has stopped the run, and no signal.
+            Err(CallsError::Stopped) if shown.is_err() => None,
+            // The hub's own error decides the exit code.
+            Err(CallsError::Hub(error)) => Some(back_end::failed(error.into())),
+            Err(error) => Some(anyhow::Error::new(error).into()),
+        };
+        let not_done = *finished.as_ref().unwrap_or(&0);
+        let all = [failure, shown.err().map(Failure::from), finished.err().map(Failure::from)];
+        let mut all = all.into_iter().flatten();
+        let first = all.next();
+        all.for_each(|failure| tell(sentence(&failure.error)));
+        match first {
+            Some(failure) => Err(failure),
+            None if not_done == 0 => Ok(Exit::Done),
+            None => Ok(Exit::NegativeFeedback),
         }
     })
+}
+
+/// Before the first call, because a run whose lists cannot be written cannot be done again where it failed.
+pub(super) fn check_files(failed_file: &Path) -> Result<(), Failure> {
+    let files = [failed_file, &unknown_file(failed_file)].map(run_files::check_is_writable);
+    files.into_iter().collect::<Result<(), _>>().map_err(Failure::usage)
 }
 
 impl ManyCalls<'_> {

@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, TargetArgs, print};
-use super::many_devices::outcomes::{self, ToldCall};
+use super::many_devices::outcomes::{self, CallEnd, ToldCall};
 use super::many_devices::{self, ManyCalls, ManyDevicesArgs, OneOrManyArgs, job};
 use super::shown::{json, without_controls};
 use super::{Exit, Failure, transport};
@@ -192,15 +192,16 @@ fn told_of_many(
                 (false, Some(version)) => format!("{device_id}  patched: desired version {version}"),
                 (false, None) => format!("{device_id}  patched"),
             };
-            ToldCall { line, outcome: "patched".to_owned(), is_done: true }
+            ToldCall { line, outcome: "patched".to_owned(), end: CallEnd::Done }
         }
         Err(error) => {
+            let end = outcomes::end(error);
             let (outcome, error) = (outcomes::kind(error).to_owned(), outcomes::sentence(error));
             let line = match as_json {
                 true => json(&PatchLine::Failed { device_id, module_id, error })?,
                 false => format!("{device_id}  failed: {error}"),
             };
-            ToldCall { line, outcome, is_done: false }
+            ToldCall { line, outcome, end }
         }
     })
 }

@@ -136,6 +136,11 @@ fn what_no_job_can_do_is_said_before_one_is_made() {
         (&["--query", "a = 1", "--module", "m"], "cannot be used with", 2),
         (&["--device", "dev1"], "cannot be used with", 2),
         (&["--query", "a = 1", "--start", "tomorrow"], "use a time in UTC, such as 2026-12-31T22:00:00Z", 2),
+        (
+            &["--query", "a = 1", "--within", "10000000000000000000s"],
+            "must be at most 30d, because a hub keeps a job no longer",
+            2,
+        ),
         (&["--query", "a = ", "--within", "1m"], "the job is failed: ", 1),
     ] {
         let (_, stderr, exit) = asked(&emulator, &[&work, arguments].concat());

@@ -194,3 +194,49 @@ fn what_cannot_be_meant_is_said_before_anything_is_done() {
         );
     }
 }
+
+#[test]
+fn devices_where_it_may_have_been_done_are_in_a_list_of_their_own() {
+    let emulator = Emulator::start_with(&["--device", "dev1", "--device", "dev2"]);
+    let mut device = listening(&emulator);
+    let list = emulator.state.join("devices.txt");
+    std::fs::write(&list, "dev1\ndev2\n").expect("written");
+    let list = list.to_str().expect("UTF-8");
+    let call = ["invoke-method", "--devices-from", list, "--method", "open-valve"];
+    let process = Process::spawn(&mut back_end(&emulator, &call));
+    called(&mut device);
+    // It has the call, and may have opened the valve.
+    drop(device);
+    assert_eq!(process.wait_exit().code(), Some(3), "{}", process.stderr.text());
+    let printed = process.stdout.text();
+    let end = format!(
+        "        1  no answer in time: it may or may not have been done\n        1  not connected, or takes no methods\n\
+         the devices where it was not done are in {list}.failed, for --devices-from\n\
+         in {list}.unknown are the devices where it may have been done: look at each of them before you do it again"
+    );
+    assert!(printed.ends_with(&end), "{printed}");
+    let kept = |ending: &str| std::fs::read_to_string(format!("{list}.{ending}")).expect("a list");
+    assert_eq!([kept("failed"), kept("unknown")], ["dev2\n", "dev1\n"]);
+}
+
+#[test]
+fn a_list_that_cannot_be_written_is_told_before_the_first_call_or_after_the_sums() {
+    let running = Running::with_devices(ids(2));
+    let (list, failed) = listed(&running, "pump-1\npump-2\n");
+    let list = list.to_str().expect("UTF-8");
+    let patch = ["twin", "patch", "--devices-from", list, "--desired", "{\"a\": 1}", "--rate", "1/min"];
+    let (stdout, stderr, code) =
+        seen(&run(command(&running, &patch).args(["--failed", "/proc/none/failed"])));
+    assert!(stderr.contains("/proc/none/failed") && stderr.contains("with --failed"), "{stderr}");
+    assert_eq!((stdout.lines().count(), code), (1, Some(2)));
+    assert!(desired(&running, "pump-1").get("a").is_none());
+
+    let process = Process::spawn(&mut command(&running, &patch));
+    process.stdout.wait_for("pump-1  patched");
+    std::fs::create_dir(&failed).expect("a folder in the way");
+    assert_eq!(process.terminate(), Some(1));
+    let (printed, told) = (process.stdout.text(), process.stderr.text());
+    assert!(printed.ends_with("        1  patched\n        1  not called"), "{printed}");
+    assert!(told.contains("c2d-agent: interrupted by a signal"), "{told}");
+    assert!(told.contains(&format!("cannot write the devices to {}", failed.display())), "{told}");
+}

@@ -22,7 +22,7 @@ use super::many_output::{Aftermath, ManyOutput};
 use super::{SendArgs, property};
 use crate::cli::hub_size::{TierArg, rate};
 use crate::cli::shown::{plain, shell};
-use crate::cli::{Exit, Failure, back_end, found, sentence, tell};
+use crate::cli::{Exit, Failure, back_end, found, run_files, sentence, tell};
 use crate::credentials::check_device_id;
 use crate::feedback::DeliveryAck;
 use crate::fleet::{
@@ -247,20 +247,11 @@ fn check(run: &Run) -> anyhow::Result<(Vec<usize>, bool)> {
 
 fn create_journal(args: &SendArgs, run: &Run) -> Result<RunJournal, Failure> {
     let many = &args.many;
-    let list =
-        many.devices_from.as_ref().or(many.messages_from.as_ref()).filter(|path| path.as_os_str() != "-");
-    let path = match (&many.journal, list) {
-        (Some(path), _) => path.clone(),
-        (None, Some(list)) => {
-            let mut name = list.clone().into_os_string();
-            name.push(format!(".{}.journal", run.id));
-            name.into()
-        }
-        (None, None) => {
-            let folder = back_end::state_folder().map_err(Failure::usage)?.join("runs");
-            std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            folder.join(format!("{}.journal", run.id))
-        }
+    let list = many.devices_from.as_deref().or(many.messages_from.as_deref());
+    let name = format!("{}.journal", run.id);
+    let path = match &many.journal {
+        Some(path) => path.clone(),
+        None => run_files::beside(list, &format!(".{name}"), &name).map_err(Failure::usage)?,
     };
     Ok(RunJournal::create(&path, run).map_err(anyhow::Error::new)?)
 }

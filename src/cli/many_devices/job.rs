@@ -14,11 +14,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::time::Instant;
 
-use super::outcomes::{CallsOutput, ToldCall};
-use super::{ManyCalls, ManyDevicesArgs};
+use super::outcomes::{CallEnd, CallsOutput, ToldCall};
+use super::{ManyCalls, ManyDevicesArgs, check_files};
 use crate::cli::back_end::{self, HubArgs, print};
 use crate::cli::shown::{json, plain, shell, shorten};
-use crate::cli::{Exit, Failure, found, rows, tell};
+use crate::cli::{Exit, Failure, found, rows, sentence, tell};
 use crate::message::parse_time;
 use crate::service::{HttpsService, HubJob, JobOrder, JobWork, TOKEN_LIFETIME};
 
@@ -27,6 +27,8 @@ const MAX_CONDITION: usize = 8_000;
 /// From one look at a job to the next, at first and later.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest time of a job; a hub keeps no job longer.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How much later than it may run a job can end.
 const GRACE: Duration = Duration::from_secs(120);
 /// Most characters of a device's answer in its line; --json has all.
@@ -44,7 +46,7 @@ pub(in crate::cli) struct JobArgs {
     #[arg(long, value_name = "TIME", requires = "job", value_parser = time)]
     start: Option<SystemTime>,
     /// How long the job may run.
-    #[arg(long, value_name = "DURATION", requires = "job", default_value = "1h", value_parser = back_end::duration)]
+    #[arg(long, value_name = "DURATION", requires = "job", default_value = "1h", value_parser = within)]
     within: Duration,
 }
 
@@ -80,6 +82,7 @@ pub(in crate::cli) fn run(calls: &ManyCalls<'_>, work: JobWork<'_>) -> Result<Ex
     crate::cli::block_on(async {
         // As for calls from here: a signal ends the program while it reads a list.
         let condition = wanted(many, calls.hub).await?;
+        check_files(&failed_file)?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let mut service = rest.service(TOKEN_LIFETIME + args.within).map_err(anyhow::Error::new)?;
         let order =
@@ -198,7 +201,7 @@ pub(in crate::cli) fn tell_job(job: &HubJob, as_json: bool) -> anyhow::Result<()
             failure_reason: failure_reason.as_deref(),
         })?);
     }
-    let ended = counts.succeeded_count + counts.failed_count;
+    let ended = counts.succeeded_count.saturating_add(counts.failed_count);
     let mut line = format!("job {} is {}", plain(job_id), plain(status));
     if counts.device_count > 0 {
         let (all, failed) = (counts.device_count, counts.failed_count);
@@ -230,7 +233,7 @@ pub(in crate::cli) async fn results(
         Ok(ControlFlow::Continue(()))
     })
     .await?;
-    let failed = output.finished(&[], &[])?;
+    let finished = output.finished(&[], &[]);
     let all = job.devices.unwrap_or_default().device_count;
     if shown < all {
         let id = shell(&job.job_id);
@@ -238,8 +241,11 @@ pub(in crate::cli) async fn results(
     }
     if !job.is_completed() {
         let reason = job.failure_reason.as_deref().map(|reason| format!(": {}", plain(reason)));
+        // What the hub says of the job is worth more than a list that cannot be written.
+        finished.err().iter().for_each(|error| tell(sentence(error)));
         return Err(anyhow!("the job is {}{}", plain(&job.status), reason.unwrap_or_default()).into());
     }
+    let failed = finished?;
     if all == 0 && !as_json {
         tell("the condition of the job finds no device");
     }
@@ -252,20 +258,25 @@ fn told(row: &Value, device_id: &str, as_json: bool) -> anyhow::Result<ToldCall>
     let answer = &row["outcome"]["deviceMethodResponse"];
     let is_completed = ["completed", "finished"].iter().any(|word| status.eq_ignore_ascii_case(word));
     let device = plain(device_id);
-    let (line, outcome, is_done) = match answer["status"].as_i64() {
+    let (line, outcome, end) = match answer["status"].as_i64() {
         Some(number) if is_completed => {
             let payload = shorten(&plain(&answer["payload"].to_string()), MOST_SHOWN);
-            let is_done = (200..300).contains(&number);
-            (format!("{device}  {number}  {payload}"), format!("answered with status {number}"), is_done)
+            let end = if (200..300).contains(&number) { CallEnd::Done } else { CallEnd::Failed };
+            (format!("{device}  {number}  {payload}"), format!("answered with status {number}"), end)
         }
-        _ if is_completed => (format!("{device}  done"), "done".to_owned(), true),
+        _ if is_completed => (format!("{device}  done"), "done".to_owned(), CallEnd::Done),
         _ => {
             let code = plain(error["code"].as_str().unwrap_or(status));
             let words = plain(error["description"].as_str().unwrap_or_default());
             (
                 format!("{device}  failed: {code} {words}").trim_end().to_owned(),
                 format!("failed: {code}"),
-                false,
+                // The device may have run a method that it has not answered. A device of another status, such as one of a
+                // job that was cancelled, may have begun.
+                match status.eq_ignore_ascii_case("failed") && !code.contains("Timeout") {
+                    true => CallEnd::Failed,
+                    false => CallEnd::Unknown,
+                },
             )
         }
     };
@@ -273,9 +284,47 @@ fn told(row: &Value, device_id: &str, as_json: bool) -> anyhow::Result<ToldCall>
         true => json(&JobLine::Result { device_id, status, outcome: &row["outcome"], error })?,
         false => line,
     };
-    Ok(ToldCall { line, outcome, is_done })
+    Ok(ToldCall { line, outcome, end })
+}
+
+fn within(text: &str) -> Result<Duration, String> {
+    match back_end::duration(text)? {
+        time if time > LONGEST => Err("must be at most 30d, because a hub keeps a job no longer".to_owned()),
+        time => Ok(time),
+    }
 }
 
 fn time(text: &str) -> Result<SystemTime, String> {
     parse_time(text).ok_or_else(|| "use a time in UTC, such as 2026-12-31T22:00:00Z".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::JobDevices;
+
+    #[test]
+    fn counts_that_no_hub_has_are_no_panic() {
+        let many = JobDevices {
+            device_count: u64::MAX,
+            failed_count: u64::MAX,
+            succeeded_count: 1,
+            ..JobDevices::default()
+        };
+        let (job_id, status) = ("a".to_owned(), "running".to_owned());
+        let job = HubJob { job_id, status, failure_reason: None, devices: Some(many) };
+        assert!(tell_job(&job, false).is_ok());
+    }
+
+    #[test]
+    fn what_a_device_of_a_job_may_have_done_is_unknown() {
+        for (status, code, end) in [
+            ("failed", "DeviceNotOnline", CallEnd::Failed),
+            ("failed", "GatewayTimeout", CallEnd::Unknown),
+            ("canceled", "", CallEnd::Unknown),
+        ] {
+            let row = serde_json::json!({ "status": status, "error": { "code": code } });
+            assert_eq!(told(&row, "a", false).expect("told").end, end, "{status} {code}");
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! What is printed of calls at many devices: a line for each device as it ends, and the sums.
 //!
-//! Owns: standard output, the notes on standard error, the file of the devices at which it failed. Must not know: what is
-//! called, exit codes.
+//! Owns: standard output, the notes on standard error, the files of the devices at which it was not done or may have been
+//! done. Must not know: what is called, exit codes.
 
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write as _};
@@ -26,20 +26,32 @@ pub(in crate::cli) struct ToldCall {
     /// The same for all devices with this outcome.
     pub(in crate::cli) outcome: String,
     /// Whether it is what was wanted.
-    pub(in crate::cli) is_done: bool,
+    pub(in crate::cli) end: CallEnd,
+}
+
+/// How a call has ended, for a user who may want to call again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum CallEnd {
+    Done,
+    /// It surely was not done, or the device itself says that it failed.
+    Failed,
+    /// It may have been done.
+    Unknown,
 }
 
 /// Prints events as they happen.
 pub(in crate::cli) struct CallsOutput {
     json: bool,
     entries: Vec<Entry>,
-    /// Where those at which it failed are written.
+    /// Where those at which it failed are written. Those at which it may have been done get into the file of
+    /// [`unknown_file`].
     failed_file: Option<PathBuf>,
     begun: Instant,
     /// How many devices have each outcome.
     outcomes: BTreeMap<String, usize>,
     succeeded: usize,
     failed: Vec<usize>,
+    unknown: Vec<usize>,
 }
 
 /// The objects of `--json` beside those of the single calls: stable for scripts; fields are added, never renamed.
@@ -62,6 +74,7 @@ enum CallsLine<'a> {
         unknown: usize,
         outcomes: Vec<OutcomeSum<'a>>,
         failed_file: Option<String>,
+        unknown_file: Option<String>,
         after_ms: u64,
     },
 }
@@ -90,6 +103,25 @@ pub(in crate::cli) fn kind(error: &ServiceError) -> &'static str {
     }
 }
 
+/// What an error says of the call.
+pub(in crate::cli) fn end(error: &ServiceError) -> CallEnd {
+    use ServiceError::*;
+    match error {
+        NoMethodAnswer { .. } | Unanswered(_) | Lost(_) | Late { .. } | Answer(_) => CallEnd::Unknown,
+        _ => CallEnd::Failed,
+    }
+}
+
+/// The file for the devices at which it may have been done, beside that of those at which it failed.
+pub(in crate::cli) fn unknown_file(failed_file: &Path) -> PathBuf {
+    if failed_file.extension().is_some_and(|ending| ending == "failed") {
+        return failed_file.with_extension("unknown");
+    }
+    let mut name = failed_file.as_os_str().to_owned();
+    name.push(".unknown");
+    name.into()
+}
+
 /// The error of one call, without the options of a command for one device.
 pub(in crate::cli) fn sentence(error: &ServiceError) -> String {
     match error {
@@ -102,8 +134,9 @@ pub(in crate::cli) fn sentence(error: &ServiceError) -> String {
 
 impl CallsOutput {
     pub(in crate::cli) fn new(json: bool, entries: Vec<Entry>, failed_file: Option<PathBuf>) -> Self {
-        let (begun, outcomes, failed) = (Instant::now(), BTreeMap::new(), Vec::new());
-        Self { json, entries, failed_file, begun, outcomes, succeeded: 0, failed }
+        let (begun, outcomes) = (Instant::now(), BTreeMap::new());
+        let (failed, unknown) = (Vec::new(), Vec::new());
+        Self { json, entries, failed_file, begun, outcomes, succeeded: 0, failed, unknown }
     }
 
     /// Says what is about to be done.
@@ -148,10 +181,10 @@ impl CallsOutput {
     /// Prints what became of one device.
     fn ended(&mut self, entry: usize, told: ToldCall) -> anyhow::Result<()> {
         *self.outcomes.entry(told.outcome).or_default() += 1;
-        if told.is_done {
-            self.succeeded += 1;
-        } else {
-            self.failed.push(entry);
+        match told.end {
+            CallEnd::Done => self.succeeded += 1,
+            CallEnd::Failed => self.failed.push(entry),
+            CallEnd::Unknown => self.unknown.push(entry),
         }
         print(&told.line)
     }
@@ -163,30 +196,58 @@ impl CallsOutput {
         self.ended(number - 1, told)
     }
 
-    /// Prints the sums, and returns how many failed. These, those that were not called and those of which it is not known
-    /// get into the file.
-    pub(in crate::cli) fn finished(&self, not_called: &[usize], unknown: &[usize]) -> anyhow::Result<usize> {
-        let mut again: Vec<usize> = [&self.failed, not_called, unknown].concat();
-        again.sort_unstable();
-        let file = self.failed_file.as_deref().filter(|_| !again.is_empty());
-        file.map_or(Ok(()), |file| self.write(file, &again))?;
+    /// Prints the sums, and returns how many calls ended without being done for sure. Those that failed or were not called
+    /// get into one file, those of which it is not known, such as the `interrupted` ones, into another. An error of such
+    /// a file does not hide the sums, nor the other way round.
+    ///
+    /// # Errors
+    /// When a file or standard output cannot be written.
+    pub(in crate::cli) fn finished(
+        &self,
+        not_called: &[usize],
+        interrupted: &[usize],
+    ) -> anyhow::Result<usize> {
+        let (failed_file, unknown_file) =
+            (self.failed_file.clone(), self.failed_file.as_deref().map(unknown_file));
+        let failed = self.write(failed_file, [&self.failed, not_called].concat());
+        let unknown = self.write(unknown_file, [&self.unknown, interrupted].concat());
+        let printed = self.sums(
+            (not_called, interrupted),
+            failed.as_ref().ok().and_then(Option::as_deref),
+            unknown.as_ref().ok().and_then(Option::as_deref),
+        );
+        let errors = [printed.err(), failed.err(), unknown.err()];
+        let errors = errors.iter().flatten().map(crate::cli::sentence);
+        match errors.reduce(|one, other| format!("{one}; {other}")) {
+            Some(words) => Err(anyhow::Error::msg(words)),
+            None => Ok(self.failed.len() + self.unknown.len()),
+        }
+    }
+
+    fn sums(
+        &self,
+        (not_called, interrupted): (&[usize], &[usize]),
+        failed_file: Option<&Path>,
+        unknown_file: Option<&Path>,
+    ) -> anyhow::Result<()> {
         let outcomes = self.outcomes.iter();
         if self.json {
             let after_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-            print(&json(&CallsLine::Summary {
+            return print(&json(&CallsLine::Summary {
                 succeeded: self.succeeded,
                 failed: self.failed.len(),
                 not_called: not_called.len(),
-                unknown: unknown.len(),
+                unknown: self.unknown.len() + interrupted.len(),
                 outcomes: outcomes
                     .map(|(outcome, devices)| OutcomeSum { outcome, devices: *devices })
                     .collect(),
-                failed_file: file.map(|file| file.display().to_string()),
+                failed_file: failed_file.map(|file| file.display().to_string()),
+                unknown_file: unknown_file.map(|file| file.display().to_string()),
                 after_ms,
-            })?)?;
-            return Ok(self.failed.len());
+            })?);
         }
-        let rest = [("not called", not_called), ("interrupted: it may or may not have been done", unknown)];
+        let rest =
+            [("not called", not_called), ("interrupted: it may or may not have been done", interrupted)];
         let rest = rest.iter().filter(|(_, entries)| !entries.is_empty());
         for (outcome, devices) in outcomes
             .map(|(outcome, devices)| (outcome.as_str(), *devices))
@@ -194,15 +255,22 @@ impl CallsOutput {
         {
             print(&format!("{devices:>9}  {outcome}"))?;
         }
-        if let Some(file) = file {
-            let file = shell(&file.display().to_string());
-            print(&format!("the devices where it was not done are in {file}, for --devices-from"))?;
+        let name = |file: &Path| shell(&file.display().to_string());
+        if let Some(file) = failed_file {
+            print(&format!("the devices where it was not done are in {}, for --devices-from", name(file)))?;
         }
-        Ok(self.failed.len())
+        if let Some(file) = unknown_file {
+            let words = "where it may have been done: look at each of them before you do it again";
+            print(&format!("in {} are the devices {words}", name(file)))?;
+        }
+        Ok(())
     }
 
-    fn write(&self, path: &Path, entries: &[usize]) -> anyhow::Result<()> {
-        let written = trust::create_anew(path, 0o600).and_then(|file| {
+    /// Writes these devices to a file, if there are any, and returns which file it is.
+    fn write(&self, file: Option<PathBuf>, mut entries: Vec<usize>) -> anyhow::Result<Option<PathBuf>> {
+        let Some(path) = file.filter(|_| !entries.is_empty()) else { return Ok(None) };
+        entries.sort_unstable();
+        let written = trust::create_anew(&path, 0o600).and_then(|file| {
             let mut file = BufWriter::new(file);
             for entry in entries.iter().filter_map(|entry| self.entries.get(*entry)) {
                 match &entry.row {
@@ -212,6 +280,7 @@ impl CallsOutput {
             }
             file.flush()
         });
-        written.with_context(|| format!("cannot write the devices to {}", path.display()))
+        written.with_context(|| format!("cannot write the devices to {}", path.display()))?;
+        Ok(Some(path))
     }
 }
