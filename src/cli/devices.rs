@@ -4,6 +4,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;
@@ -18,7 +19,7 @@ use super::rows::RowsOutput;
 use super::shown::{aligned, json as json_line, plain, shell, width};
 use super::{Exit, Failure, found, sentence, tell, transport};
 use crate::credentials::check_device_id;
-use crate::service::{HttpsService, RegisteredDevice, ServiceError, TOKEN_LIFETIME};
+use crate::service::{HttpsService, RegisteredDevice, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
 
 mod create;
 mod string_file;
@@ -218,9 +219,9 @@ impl DevicesShow {
         let device_id = self.device.as_str();
         check_device_id(device_id).map_err(Failure::usage)?;
         let out = self.out.as_deref().map(StringFile::create).transpose().map_err(Failure::usage)?;
-        let host = self.hub.identity().map_err(Failure::usage)?.host;
-        let device = asked(&self.hub, async |service| service.device(device_id).await)?;
-        let out = out.map(|file| file.write(&host, &device)).transpose()?;
+        let identity = self.hub.identity().map_err(Failure::usage)?;
+        let device = asked(&self.hub, &identity, async |service| service.device(device_id).await)?;
+        let out = out.map(|file| file.write(&identity.host, &device)).transpose()?;
         if self.output.json {
             print(&json_line(&with_keys(&device, self.show_keys))?)?;
         } else {
@@ -278,10 +279,10 @@ impl DevicesCreate {
         let device_id = self.device.as_str();
         check_device_id(device_id).map_err(Failure::usage)?;
         let credential = self.new.credential().map_err(Failure::usage)?;
-        let host = self.hub.identity().map_err(Failure::usage)?.host;
+        let identity = self.hub.identity().map_err(Failure::usage)?;
         // Made before the device is, so that no device is made whose string has no place.
         let out = self.out.as_deref().map(StringFile::create).transpose().map_err(Failure::usage)?;
-        let made = asked(&self.hub, async |service| {
+        let made = asked(&self.hub, &identity, async |service| {
             service.create_device(device_id, &credential, self.new.edge).await
         });
         let device = match made {
@@ -291,7 +292,7 @@ impl DevicesCreate {
             }
             device => device?,
         };
-        let out = out.map(|file| file.write(&host, &device)).transpose()?;
+        let out = out.map(|file| file.write(&identity.host, &device)).transpose()?;
         let (sign_in, edge) = (sign_in(&device.identity), is_edge(&device.identity));
         let out = out.map(|path| path.display().to_string());
         if self.output.json {
@@ -325,6 +326,7 @@ impl DevicesDelete {
             return Err(anyhow!("nothing was deleted").into());
         }
         super::block_on(async {
+            back_end::end_at_the_second_signal().context("signals cannot be received")?;
             let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
             let mut service = rest.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
             let mut exit = Exit::Done;
@@ -387,12 +389,15 @@ impl DevicesDelete {
 /// Asks the hub once.
 fn asked<T>(
     hub: &HubArgs,
+    identity: &ServiceIdentity,
     ask: impl AsyncFnOnce(&mut HttpsService) -> Result<T, ServiceError>,
 ) -> Result<T, Failure> {
-    let rest = hub.rest().map_err(Failure::usage)?;
+    let (way, ca_file) = (hub.https().map_err(Failure::usage)?, hub.ca_file());
     super::block_on(async {
+        back_end::end_at_the_second_signal().context("signals cannot be received")?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
-        let mut service = rest.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
+        let service = HttpsService::new(identity, way, ca_file.as_deref(), TOKEN_LIFETIME, SystemTime::now);
+        let mut service = service.map_err(anyhow::Error::new)?;
         tokio::select! {
             answer = ask(&mut service) => answer.map_err(|error| back_end::failed(in_words(error))),
             Some(_signal) = signals.next() => {

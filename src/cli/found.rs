@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::ops::ControlFlow;
+use std::time::SystemTime;
 
 use anyhow::anyhow;
 use serde_json::Value;
@@ -14,7 +15,7 @@ use super::back_end::HubArgs;
 use super::shown::plain;
 use super::{Failure, rows, tell};
 use crate::fleet::{EntryList, MAX_ENTRIES};
-use crate::service::TOKEN_LIFETIME;
+use crate::service::{HttpsService, ServiceIdentity, TOKEN_LIFETIME};
 
 /// Pages in a row on which no device is new.
 const MOST_STALE: usize = 100;
@@ -25,10 +26,15 @@ const MOST_BYTES: usize = 256 * 1024 * 1024;
 ///
 /// # Errors
 /// When the hub does not answer, refuses the query, or finds something without a `deviceId`.
-pub(super) async fn devices(hub: &HubArgs, sql: &str) -> Result<EntryList, Failure> {
+pub(super) async fn devices(
+    hub: &HubArgs,
+    identity: &ServiceIdentity,
+    sql: &str,
+) -> Result<EntryList, Failure> {
     let query = whole(sql).map_err(Failure::usage)?;
-    let mut service =
-        hub.rest().map_err(Failure::usage)?.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
+    let (way, ca_file) = (hub.https().map_err(Failure::usage)?, hub.ca_file());
+    let service = HttpsService::new(identity, way, ca_file.as_deref(), TOKEN_LIFETIME, SystemTime::now);
+    let mut service = service.map_err(anyhow::Error::new)?;
     let mut rows = Rows::default();
     let mut stale = 0;
     rows::pages(&mut service, &query, |page, _| {

@@ -85,6 +85,7 @@ pub(super) fn run(args: &JobsArgs) -> Result<Exit, Failure> {
     }
     let rest = hub.rest().map_err(Failure::usage)?;
     super::block_on(async {
+        back_end::end_at_the_second_signal().context("signals cannot be received")?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         // It may wait for an hour.
         let mut service = rest.service(TOKEN_LIFETIME * 2).map_err(anyhow::Error::new)?;

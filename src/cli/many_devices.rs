@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use futures_util::StreamExt as _;
@@ -19,7 +19,7 @@ use super::back_end::{self, HubArgs};
 use super::hub_size::{TierArg, rate};
 use super::{Exit, Failure, found, run_files, sentence, tell};
 use crate::fleet::{CallProgress, CallsError, Entry, EntryList, Pace, Tier, call_each};
-use crate::service::{Addressee, HttpsService, ServiceError, TOKEN_LIFETIME};
+use crate::service::{Addressee, HttpsService, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
 
 pub(super) mod job;
 pub(super) mod outcomes;
@@ -120,7 +120,7 @@ impl ManyDevicesArgs {
     ///
     /// # Errors
     /// When the list or the query cannot be used.
-    async fn entries(&self, hub: &HubArgs) -> Result<Vec<Entry>, Failure> {
+    async fn entries(&self, hub: &HubArgs, identity: &ServiceIdentity) -> Result<Vec<Entry>, Failure> {
         let list = match (&self.devices_from, &self.query) {
             (Some(path), _) if path.as_os_str() == "-" => {
                 let stdin = std::io::stdin();
@@ -135,7 +135,7 @@ impl ManyDevicesArgs {
                     file.map_err(|error| Failure::usage(back_end::unreadable("list", path, &error)))?;
                 EntryList::of_devices(BufReader::new(file), &path.display().to_string())
             }
-            (None, Some(sql)) => return Ok(found::devices(hub, sql).await?.entries),
+            (None, Some(sql)) => return Ok(found::devices(hub, identity, sql).await?.entries),
             (None, None) => return Err(anyhow!("no device is named").into()),
         };
         Ok(list.map_err(Failure::usage)?.entries)
@@ -176,18 +176,23 @@ pub(super) fn run<T>(
 ) -> Result<Exit, Failure> {
     let ManyCalls { many, hub, .. } = *calls;
     let failed_file = many.failed_file().map_err(Failure::usage)?;
+    // Once: its file may be a pipe, and all connections share its tokens.
+    let identity = hub.identity().map_err(Failure::usage)?;
+    let (way, ca_file) = (hub.https().map_err(Failure::usage)?, hub.ca_file());
     super::block_on(async {
         // Before signals are caught: one ends the program while it reads a list from a terminal.
-        let entries = many.entries(hub).await?;
+        let entries = many.entries(hub, &identity).await?;
+        back_end::end_at_the_second_signal().context("signals cannot be received")?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let target = |entry: &Entry| Addressee::new(&entry.device_id, calls.module);
         let targets = entries.iter().map(target).collect::<Result<Vec<_>, _>>().map_err(Failure::usage)?;
         let per_minute = many.rate.unwrap_or_else(|| (calls.per_minute)(many.tier.into(), many.units));
         let mut services = Vec::new();
         for _ in 0..targets.len().min(AT_ONCE) {
-            let rest = hub.rest().map_err(Failure::usage)?;
             let lifetime = calls.token_lifetime(targets.len(), per_minute);
-            services.push(rest.service(lifetime).map_err(anyhow::Error::new)?);
+            let (way, ca_file) = (way.clone(), ca_file.as_deref());
+            let service = HttpsService::new(&identity, way, ca_file, lifetime, SystemTime::now);
+            services.push(service.map_err(anyhow::Error::new)?);
         }
         let mut output = CallsOutput::new(calls.json, entries, Some(failed_file.clone()));
         output.planned(&calls.doing, per_minute, many.dry_run)?;
@@ -220,6 +225,9 @@ pub(super) fn run<T>(
             tokio::select! {
                 called = &mut calling => called,
                 Some(_signal) = signals.next() => {
+                    if !calls.json {
+                        tell("stopping, which takes up to 5 s; a second signal ends at once");
+                    }
                     stop.cancel();
                     calling.await
                 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
-use super::back_end::{HubArgs, OutputArgs};
+use super::back_end::{self, HubArgs, OutputArgs};
 use super::rows::{self, RowsOutput};
 use super::{Exit, Failure, transport};
 use crate::service::TOKEN_LIFETIME;
@@ -74,6 +74,7 @@ pub(super) fn run(args: &QueryArgs) -> Result<Exit, Failure> {
 pub(super) fn ask(hub: &HubArgs, sql: &str, wanted: &RowsOutput<'_>) -> Result<Exit, Failure> {
     let rest = hub.rest().map_err(Failure::usage)?;
     super::block_on(async {
+        back_end::end_at_the_second_signal().context("signals cannot be received")?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let mut service = rest.service(TOKEN_LIFETIME).map_err(anyhow::Error::new)?;
         tokio::select! {

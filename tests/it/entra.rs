@@ -237,8 +237,10 @@ fn the_azure_cli_gives_the_token_of_its_account() {
         granted["access_token"],
         granted["expires_on"].as_str().expect("digits")
     );
-    let script =
-        format!("#!/bin/sh\necho \"$@\" > {}/arguments\ncat <<'EOF'\n{printed}\nEOF\n", dir.path().display());
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >> {}/arguments\ncat <<'EOF'\n{printed}\nEOF\n",
+        dir.path().display()
+    );
     std::fs::write(&az, script).expect("written");
     std::fs::set_permissions(&az, std::fs::Permissions::from_mode(0o755)).expect("executable");
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
@@ -249,6 +251,15 @@ fn the_azure_cli_gives_the_token_of_its_account() {
         std::fs::read_to_string(dir.path().join("arguments")).expect("arguments").trim(),
         "account get-access-token --output json --scope https://iothubs.azure.net/.default"
     );
+
+    // A run for many devices asks once more, and not once for each of its connections.
+    let list = dir.path().join("list");
+    std::fs::write(&list, "dev1\ngone\nlost\n").expect("written");
+    let many = format!("twin patch --devices-from {} --tags {{}} --auth az", list.display());
+    let output = run(at(&emulator, &many).env("PATH", &path));
+    assert_eq!(output.status.code(), Some(3), "{}", said(&output));
+    let asked = std::fs::read_to_string(dir.path().join("arguments")).expect("arguments");
+    assert_eq!(asked.lines().count(), 2, "{asked}");
 
     std::fs::write(&az, "#!/bin/sh\necho 'ERROR: Please run az login.' >&2\nexit 1\n").expect("written");
     let refused = run(at(&emulator, command).env("PATH", &path));

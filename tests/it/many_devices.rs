@@ -2,14 +2,17 @@
 //!
 //! Owns: nothing. Must not know: how calls are paced.
 
+use std::io::{PipeReader, Read as _, Write as _};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::c2d_send::Running;
 use crate::emulator_methods::{called, listening, respond};
-use crate::harness::{Emulator, Process, binary, run};
+use crate::harness::{DEADLINE, Emulator, Process, binary, run};
 use crate::invoke_method::{back_end, seen};
 use crate::json_lines::json_lines;
 
@@ -109,7 +112,10 @@ fn a_signal_ends_the_run_and_the_rest_is_in_the_list() {
     let process = Process::spawn(&mut command(&running, &patch));
     process.stdout.wait_for("pump-1  patched");
     assert_eq!(process.terminate(), Some(1));
-    assert_eq!(process.stderr.text(), "c2d-agent: interrupted by a signal");
+    assert_eq!(
+        process.stderr.text(),
+        "stopping, which takes up to 5 s; a second signal ends at once\nc2d-agent: interrupted by a signal"
+    );
     let printed = process.stdout.text();
     assert!(printed.contains("        1  patched\n        1  not called\n"), "{printed}");
     assert_eq!(std::fs::read_to_string(failed).expect("a list"), "{\"deviceId\":\"pump-2\"}\n");
@@ -239,4 +245,91 @@ fn a_list_that_cannot_be_written_is_told_before_the_first_call_or_after_the_sums
     assert!(printed.ends_with("        1  patched\n        1  not called"), "{printed}");
     assert!(told.contains("c2d-agent: interrupted by a signal"), "{told}");
     assert!(told.contains(&format!("cannot write the devices to {}", failed.display())), "{told}");
+}
+
+/// What a pipe gives to a program that reads it once.
+fn pipe(text: &str) -> PipeReader {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    writer.write_all(text.as_bytes()).expect("a pipe holds 64 KiB");
+    reader
+}
+
+#[test]
+fn a_list_or_a_connection_string_may_come_through_a_pipe() {
+    let running = Running::with_devices(ids(2));
+    let folder = running.file("xdg/c2d-agent/runs");
+    let piped = |arguments: &[&str], text: &str| {
+        let process = Process::spawn_with_stdin(command(&running, arguments).stdin(pipe(text)));
+        let code = process.wait_exit().code();
+        (process.stdout.text(), process.stderr.text(), code)
+    };
+    let patch = ["twin", "patch", "--devices-from", "/dev/stdin", "--desired", "{\"a\": 1}", "--json"];
+    let (stdout, stderr, code) = piped(&patch, "pump-1\ngone\n");
+    assert_eq!((stderr.as_str(), code), ("", Some(3)));
+    let summary = json_lines(&stdout).pop().expect("a summary");
+    let file = PathBuf::from(summary["failedFile"].as_str().expect("a file"));
+    assert!(file.starts_with(&folder), "{file:?}");
+    let (stdout, stderr, code) = piped(&["c2d-send", "--devices-from", "/dev/stdin"], "pump-1\n");
+    assert_eq!((stderr.as_str(), code), ("", Some(0)));
+    assert!(stdout.contains(&format!("journal {}/", folder.display())), "{stdout}");
+
+    let string = running.service_string();
+    let named = ["--connection-string-file", "/dev/stdin"];
+    for arguments in [
+        &["twin", "patch", "--query", "deviceId != ''", "--desired", "{\"b\": 2}"][..],
+        &["c2d-send", "--query", "deviceId != ''"],
+    ] {
+        let (stdout, stderr, code) = piped(&[arguments, &named].concat(), &string);
+        assert_eq!((stderr.as_str(), code), ("", Some(0)), "{arguments:?}: {stdout}");
+    }
+    assert!(ids(2).iter().all(|id| desired(&running, id)["b"] == 2));
+    let owner = running.file("iothubowner.connection-string");
+    let owner = std::fs::read_to_string(owner).expect("a connection string");
+    let (stdout, stderr, code) = piped(&[&["devices", "show", "pump-1"], &named[..]].concat(), &owner);
+    assert_eq!((stderr.as_str(), code), ("", Some(0)), "{stdout}");
+}
+
+/// Sends signals until the program ends.
+fn interrupted(mut program: Child) -> Option<i32> {
+    let pid = rustix::process::Pid::from_child(&program);
+    let end = Instant::now() + DEADLINE;
+    loop {
+        rustix::process::kill_process(pid, Signal::INT).expect("it is there");
+        if let Some(status) = program.try_wait().expect("a status") {
+            return status.code();
+        }
+        assert!(Instant::now() < end, "signals do not end it");
+        std::thread::park_timeout(Duration::from_millis(5)); // two signals that come together count as one: send again
+    }
+}
+
+#[test]
+fn signals_end_commands_whose_output_is_not_read() {
+    let running = Running::with_devices(ids(400));
+    let spawned = |mut command: Command, stdout: std::io::PipeWriter| {
+        let command = command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::null());
+        command.spawn().expect("it starts")
+    };
+    // More than a pipe holds.
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let query = spawned(command(&running, &["query", "SELECT * FROM devices", "--json"]), writer);
+    reader.read_exact(&mut [0]).expect("a byte");
+    assert_eq!(interrupted(query), Some(1));
+
+    // The first line fits, and the second one does not.
+    let first = "patching twins at 1 device, at most 6000000/min: at least 0 s\n";
+    let (_unread, mut writer) = std::io::pipe().expect("a pipe");
+    writer.write_all(&vec![b' '; 64 * 1024 - first.len()]).expect("a pipe holds 64 KiB");
+    let (list, _) = listed(&running, "pump-1\n");
+    let list = list.to_str().expect("UTF-8");
+    let patch = ["twin", "patch", "--devices-from", list, "--desired", "{\"a\": 1}"];
+    let mut patch = command(&running, &patch);
+    patch.args(FAST);
+    let patch = spawned(patch, writer);
+    let end = Instant::now() + DEADLINE;
+    while desired(&running, "pump-1").get("a").is_none() {
+        assert!(Instant::now() < end, "the twin is not patched");
+        std::thread::park_timeout(Duration::from_millis(5)); // no event to wait for with a deadline: poll
+    }
+    assert_eq!(interrupted(patch), Some(1));
 }

@@ -189,7 +189,7 @@ async fn prepared(
         (None, Some(path), _) => {
             (read(path, |reader, name| EntryList::of_devices(reader, name))?, Naming::ByDevice)
         }
-        (None, None, Some(sql)) => (found::devices(&args.hub, sql).await?, Naming::ByDevice),
+        (None, None, Some(sql)) => (found::devices(&args.hub, identity, sql).await?, Naming::ByDevice),
         (None, None, None) => return Err(anyhow!("no device is named").into()),
     };
     let (id, hub) = (uuid::Uuid::new_v4().to_string(), identity.host.name.clone());

@@ -20,7 +20,7 @@ use crate::cli::back_end::{self, HubArgs, print};
 use crate::cli::shown::{json, plain, shell, shorten};
 use crate::cli::{Exit, Failure, found, rows, sentence, tell};
 use crate::message::parse_time;
-use crate::service::{HttpsService, HubJob, JobOrder, JobWork, TOKEN_LIFETIME};
+use crate::service::{HttpsService, HubJob, JobOrder, JobWork, ServiceIdentity, TOKEN_LIFETIME};
 
 /// Most bytes of a condition. Users met the hub's limit at about 8,200 (Azure/azure-iot-sdk-csharp issue 1680).
 const MAX_CONDITION: usize = 8_000;
@@ -77,14 +77,18 @@ pub(in crate::cli) fn run(calls: &ManyCalls<'_>, work: JobWork<'_>) -> Result<Ex
     let many = calls.many;
     let args = &many.job;
     let failed_file = many.failed_file().map_err(Failure::usage)?;
-    let rest = calls.hub.rest().map_err(Failure::usage)?;
+    let identity = calls.hub.identity().map_err(Failure::usage)?;
+    let (way, ca_file) = (calls.hub.https().map_err(Failure::usage)?, calls.hub.ca_file());
     let id = uuid::Uuid::new_v4().to_string();
     crate::cli::block_on(async {
         // As for calls from here: a signal ends the program while it reads a list.
-        let condition = wanted(many, calls.hub).await?;
+        let condition = wanted(many, calls.hub, &identity).await?;
         check_files(&failed_file)?;
+        back_end::end_at_the_second_signal().context("signals cannot be received")?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
-        let mut service = rest.service(TOKEN_LIFETIME + args.within).map_err(anyhow::Error::new)?;
+        let lifetime = TOKEN_LIFETIME + args.within;
+        let service = HttpsService::new(&identity, way, ca_file.as_deref(), lifetime, SystemTime::now);
+        let mut service = service.map_err(anyhow::Error::new)?;
         let order =
             JobOrder { id: &id, work, condition: &condition, start: args.start, longest: args.within };
         let job = tokio::select! {
@@ -123,7 +127,11 @@ pub(in crate::cli) fn left(id: &str) -> anyhow::Error {
 }
 
 /// The condition of the devices that are meant.
-async fn wanted(many: &ManyDevicesArgs, hub: &HubArgs) -> Result<String, Failure> {
+async fn wanted(
+    many: &ManyDevicesArgs,
+    hub: &HubArgs,
+    identity: &ServiceIdentity,
+) -> Result<String, Failure> {
     if let Some(sql) = &many.query {
         let condition = found::condition(sql).ok_or_else(|| {
             Failure::usage(anyhow!(
@@ -132,7 +140,7 @@ async fn wanted(many: &ManyDevicesArgs, hub: &HubArgs) -> Result<String, Failure
         })?;
         return Ok(condition.to_owned());
     }
-    let entries = many.entries(hub).await?;
+    let entries = many.entries(hub, identity).await?;
     let quoted = |id: &str| format!("'{}'", id.replace('\'', "''"));
     let ids: Vec<_> = entries.iter().map(|entry| quoted(&entry.device_id)).collect();
     let condition = format!("deviceId IN [{}]", ids.join(","));
