@@ -96,7 +96,9 @@ fn look(args: &AuthArgs) -> Result<Exit, Failure> {
     let login = match chosen.proof {
         Proof::Policy(_) => {
             if args.check && !as_json {
-                print("not checked: a policy needs no token of Microsoft Entra; c2d-agent devices list asks the hub")?;
+                print(
+                    "not checked: a policy needs no token of Microsoft Entra; c2d-agent devices list asks the hub",
+                )?;
             }
             return Ok(Exit::Done);
         }

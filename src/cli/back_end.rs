@@ -127,6 +127,11 @@ pub(super) struct Rest {
 }
 
 impl Rest {
+    /// The hub.
+    pub(super) fn host(&self) -> &HostPort {
+        &self.identity.host
+    }
+
     /// Connects nothing yet; requests will carry a token that is valid for `lifetime`.
     ///
     /// # Errors
@@ -204,13 +209,7 @@ impl HubArgs {
                 return Ok(SignIn { host, method, reason, proof: Proof::Policy(string) });
             }
         }
-        let host = match (self.named_hub()?, &given) {
-            (Some(host), _) => Some(host),
-            (None, Some((origin, text))) => {
-                Some(ServiceConnectionString::hub(text).with_context(|| origin.clone())?.0)
-            }
-            (None, None) => None,
-        };
+        let host = self.hub_for_entra(given.as_ref())?;
         let (method, reason) = match (asked, AuthMethod::declared(&variable)) {
             (None | Some(AuthMethod::Sas), _) if host.is_none() => return Err(no_string()),
             (Some(AuthMethod::Sas), _) => return Err(no_string()),
@@ -229,14 +228,26 @@ impl HubArgs {
         Ok(SignIn { host, method, reason, proof: Proof::Entra(EntraLogin::read(method, &variable)) })
     }
 
-    /// The hub of `--hub`, or else of the variable.
-    fn named_hub(&self) -> anyhow::Result<Option<HostPort>> {
-        match (&self.hub, variable(HUB_VARIABLE)) {
-            (Some(host), _) => Ok(Some(host.clone())),
-            (None, Some(text)) => {
-                hub(&text).map(Some).map_err(|words| anyhow!("{HUB_VARIABLE} is \"{text}\": {words}"))
-            }
-            (None, None) => Ok(None),
+    /// The hub that gets a token of Entra: of `--hub`, else of the connection string's file, else of the environment,
+    /// whose two variables must not name different ones. What is given for this command comes first.
+    fn hub_for_entra(&self, given: Option<&(String, String)>) -> anyhow::Result<Option<HostPort>> {
+        if let Some(host) = &self.hub {
+            return Ok(Some(host.clone()));
+        }
+        let of_string =
+            given.map(|(origin, text)| ServiceConnectionString::hub(text).with_context(|| origin.clone()));
+        let of_string = of_string.transpose()?.map(|(host, _)| host);
+        if self.connection_string_file.is_some() {
+            return Ok(of_string);
+        }
+        let named = variable(HUB_VARIABLE)
+            .map(|text| hub(&text).map_err(|words| anyhow!("{HUB_VARIABLE} is \"{text}\": {words}")));
+        match (named.transpose()?, of_string) {
+            (Some(named), Some(other)) if !is_one_hub(&named, &other) => Err(anyhow!(
+                "{HUB_VARIABLE} names the hub {named}, but {CONNECTION_STRING_VARIABLE} names {other}: unset one of them, \
+                 or give --hub"
+            )),
+            (named, of_string) => Ok(named.or(of_string)),
         }
     }
 
@@ -318,6 +329,14 @@ fn no_string() -> anyhow::Error {
 /// A variable of the environment that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether two names with ports are of one hub. Its names in Azure lead to the same hub.
+fn is_one_hub(one: &HostPort, other: &HostPort) -> bool {
+    let name = |host: &HostPort| {
+        HubName::of(&host.name).map_or_else(|| host.name.clone(), |name| name.classic()).to_ascii_lowercase()
+    };
+    name(one) == name(other) && one.port.zip(other.port).is_none_or(|(one, other)| one == other)
 }
 
 /// A hub's host name, perhaps with the port of AMQP.

@@ -18,7 +18,7 @@ use super::query::{self, LimitArgs};
 use super::rows::RowsOutput;
 use super::shown::{aligned, json as json_line, plain, shell, width};
 use super::{Exit, Failure, found, sentence, tell, transport};
-use crate::credentials::check_device_id;
+use crate::credentials::{HostPort, check_device_id};
 use crate::service::{HttpsService, RegisteredDevice, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
 
 mod create;
@@ -322,7 +322,7 @@ impl DevicesDelete {
     fn run(&self) -> Result<Exit, Failure> {
         self.devices.iter().try_for_each(|id| check_device_id(id)).map_err(Failure::usage)?;
         let rest = self.hub.rest().map_err(Failure::usage)?;
-        if !self.yes && !self.is_confirmed()? {
+        if !self.yes && !self.is_confirmed(rest.host())? {
             return Err(anyhow!("nothing was deleted").into());
         }
         super::block_on(async {
@@ -365,7 +365,7 @@ impl DevicesDelete {
     }
 
     /// Asks at the terminal.
-    fn is_confirmed(&self) -> Result<bool, Failure> {
+    fn is_confirmed(&self, hub: &HostPort) -> Result<bool, Failure> {
         let stdin = std::io::stdin();
         if !stdin.is_terminal() {
             return Err(Failure::usage(anyhow!(
@@ -378,7 +378,7 @@ impl DevicesDelete {
         };
         let mut error = std::io::stderr();
         // If the question cannot be shown, the answer is still read.
-        drop(write!(error, "delete {what}, with twin and waiting messages? [y/N] "));
+        drop(write!(error, "delete {what} at {hub}, with twin and waiting messages? [y/N] "));
         drop(error.flush());
         let mut answer = String::new();
         stdin.read_line(&mut answer).context("the answer cannot be read")?;

@@ -2,9 +2,12 @@
 //!
 //! Owns: nothing. Must not know: how the commands are built.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
 use crate::c2d_send::Running;
@@ -177,4 +180,23 @@ fn a_query_prints_a_table_or_json_over_all_pages_and_says_when_there_is_more() {
     assert!(stderr.contains("the hub refuses the query: ") && code == Some(2), "{stderr}");
     let (_, stderr, code) = query(&running, &[all, "--limit", "0"]);
     assert!(stderr.contains("0 is not in 1..=1000000") && code == Some(2), "{stderr}");
+}
+
+#[test]
+fn the_question_before_a_device_is_deleted_names_the_hub() {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("a terminal");
+    let name = ptsname(&terminal, Vec::new()).expect("its name");
+    let line = OpenOptions::new().read(true).write(true).open(name.to_str().expect("ASCII")).expect("opened");
+    let mut keys = File::from(terminal);
+    keys.write_all(b"n\n").expect("typed");
+    let mut command = binary();
+    command.args(["devices", "delete", "pump-1"]).stdin(line);
+    let string = "HostName=h.example;SharedAccessKeyName=p;SharedAccessKey=MTIzNA==";
+    let output = command.env("C2D_SERVICE_CONNECTION_STRING", string).output().expect("it runs");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "delete device pump-1 at h.example, with twin and waiting messages? [y/N] c2d-agent: nothing was deleted\n"
+    );
+    assert_eq!(output.status.code(), Some(1));
 }

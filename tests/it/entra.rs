@@ -47,7 +47,7 @@ fn with_secret(emulator: &Emulator, client_id: &str, command: &str) -> Command {
     asked
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat()
 }
 

@@ -1,0 +1,51 @@
+//! Which hub a token of Microsoft Entra goes to. Nothing is dialled.
+//!
+//! Owns: nothing. Must not know: where tokens come from.
+
+use std::process::Command;
+
+use crate::entra::said;
+use crate::harness::{binary, run};
+
+/// Who would sign in where, with variables of the environment.
+fn auth(options: &str, variables: &[(&str, &str)]) -> (Option<i32>, String) {
+    let mut asked: Command = binary();
+    asked.arg("auth").args(options.split(' ')).envs(variables.iter().copied());
+    let output = run(&mut asked);
+    (output.status.code(), said(&output))
+}
+
+const HUB: &str = "C2D_HUB";
+const STRING: &str = "C2D_SERVICE_CONNECTION_STRING";
+
+#[test]
+fn the_hub_of_an_option_or_of_a_file_comes_before_that_of_the_environment() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("string");
+    std::fs::write(&file, "HostName=of-file.azure-devices.net").expect("written");
+    let other = (HUB, "other.azure-devices.net");
+    for (options, variables, hub) in [
+        (format!("--connection-string-file {}", file.display()), vec![other], "of-file.azure-devices.net"),
+        ("--hub given.azure-devices.net".to_owned(), vec![other], "given.azure-devices.net"),
+        ("--json".to_owned(), vec![other], "other.azure-devices.net"),
+        ("--json".to_owned(), vec![(STRING, "HostName=s.azure-devices.net")], "s.azure-devices.net"),
+        (
+            "--json".to_owned(),
+            vec![(HUB, "one.service.azure-devices.net"), (STRING, "HostName=One.azure-devices.net")],
+            "one.service.azure-devices.net",
+        ),
+    ] {
+        let (code, text) = auth(&format!("--auth az {options}"), &variables);
+        assert_eq!(code, Some(0), "{text}");
+        let is_named = [format!("hub: {hub}\n"), format!("\"hub\":\"{hub}\",")];
+        assert!(is_named.iter().any(|words| text.contains(words)), "{options}: {text}");
+    }
+    let string = (STRING, "HostName=one.azure-devices.net;SharedAccessKeyName=p;SharedAccessKey=MTIzNA==");
+    let (code, text) = auth("--auth az", &[other, string]);
+    assert_eq!(code, Some(2), "{text}");
+    assert_eq!(
+        text,
+        "c2d-agent: C2D_HUB names the hub other.azure-devices.net, but C2D_SERVICE_CONNECTION_STRING names \
+         one.azure-devices.net: unset one of them, or give --hub\n"
+    );
+}
