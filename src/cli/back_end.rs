@@ -4,6 +4,7 @@
 //! Owns: these arguments, and the proxies of the environment. Must not know: what a command does with them.
 
 use std::io::{Read as _, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -225,6 +226,7 @@ impl HubArgs {
         let host = host.ok_or_else(|| {
             anyhow!("no hub: give --hub, such as --hub myhub.azure-devices.net, or set {HUB_VARIABLE}")
         })?;
+        self.check_may_have_token(&host)?;
         Ok(SignIn { host, method, reason, proof: Proof::Entra(EntraLogin::read(method, &variable)) })
     }
 
@@ -249,6 +251,19 @@ impl HubArgs {
             )),
             (named, of_string) => Ok(named.or(of_string)),
         }
+    }
+
+    /// A token of Entra is valid at every hub of its principal, so a host with a mistyped or foreign name could use it
+    /// elsewhere.
+    fn check_may_have_token(&self, host: &HostPort) -> anyhow::Result<()> {
+        let is_own = HubName::of(&host.name).is_some() || is_this_machine(&host.name);
+        if is_own || self.ca_file().is_some() {
+            return Ok(());
+        }
+        Err(anyhow!(
+            "{host} is not the name of a hub in Azure, and a token of Microsoft Entra would be valid at all hubs of its \
+             principal: correct the name, or give --ca-file for a hub of your own, such as the emulator"
+        ))
     }
 
     /// The connection string of the file, or else of the variable, and where it was. `--hub` stands in its place.
@@ -337,6 +352,11 @@ fn is_one_hub(one: &HostPort, other: &HostPort) -> bool {
         HubName::of(&host.name).map_or_else(|| host.name.clone(), |name| name.classic()).to_ascii_lowercase()
     };
     name(one) == name(other) && one.port.zip(other.port).is_none_or(|(one, other)| one == other)
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let address = host.parse::<IpAddr>().map(|address| address.to_canonical());
+    address.map_or_else(|_| host.eq_ignore_ascii_case("localhost"), |address| address.is_loopback())
 }
 
 /// A hub's host name, perhaps with the port of AMQP.
