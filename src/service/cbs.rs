@@ -44,7 +44,7 @@ impl ServiceCbs {
         let node = AmqpNode::attach(session, ADDRESS, RefusedRequest::Link { who: &Who::Entra }).await?;
         let mut cbs = Self { node, host, tokens };
         match cbs.put(first).await {
-            Err(ServiceError::NotAuthorised { .. }) if cbs.tokens.drop_refused() => {
+            Err(ServiceError::NotAuthorised { .. }) if cbs.tokens.drop_refused(first) => {
                 let next = cbs.tokens.token().await?;
                 cbs.put(&next).await?;
             }
@@ -61,14 +61,17 @@ impl ServiceCbs {
             tokio::time::sleep(pause.max(SHORTEST)).await;
             let renewed = async {
                 let (token, rest) = self.tokens.token_and_rest().await?;
-                self.put(&token).await?;
-                Ok::<_, ServiceError>(rest)
+                let put = self.put(&token).await;
+                if matches!(put, Err(ServiceError::NotAuthorised { .. })) {
+                    self.tokens.drop_refused(&token);
+                }
+                put.map(|()| rest)
             };
             pause = match renewed.await {
-                // No time is left when the token in hand is the old one.
+                // It is the old token, because the next one is being asked for.
                 Ok(Duration::ZERO) => after_failure,
                 Ok(rest) => {
-                    tracing::debug!("put a new token to the hub");
+                    tracing::debug!("put the token in hand to the hub");
                     after_failure = pause_after_failure(rest);
                     rest
                 }
@@ -77,9 +80,6 @@ impl ServiceCbs {
                     return;
                 }
                 Err(error) => {
-                    if matches!(error, ServiceError::NotAuthorised { .. }) {
-                        self.tokens.drop_refused();
-                    }
                     tracing::warn!("the sign-in could not be renewed, trying again: {error}");
                     after_failure
                 }

@@ -10,7 +10,7 @@
 //! There is no fall-back: a source that refuses is told, and no other one is asked.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::ServiceError;
@@ -23,6 +23,14 @@ mod http;
 
 /// A token is renewed this long before its end, so that a failure can be repaired in time.
 const SPARE: Duration = Duration::from_secs(5 * 60);
+
+/// After a failure, a token in hand serves this long before the next one is asked for again: a source that hangs would
+/// hold up each request.
+const PAUSE: Duration = Duration::from_secs(30);
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A token that ends later has its time in another unit, or this machine's clock is wrong. Real ones end within a day.
+const LONGEST_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// A refused token that is older than this may be at fault itself, as by a clock that is late or by a new key of the issuer.
 const STALE: Duration = Duration::from_secs(60);
@@ -90,30 +98,50 @@ impl EntraTokens {
         Ok((token, due.duration_since((self.clock)()).unwrap_or_default()))
     }
 
-    /// Drops the token in hand, which the hub has just refused, and says whether another one may fare better: not if this
-    /// one was new.
-    pub(super) fn drop_refused(&self) -> bool {
-        let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_stale =
-            |known: &TokenInHand| (self.clock)().duration_since(known.obtained).is_ok_and(|age| age > STALE);
-        in_hand.take_if(|known| is_stale(known)).is_some()
+    /// Drops this token, which the hub has just refused, if it is the one in hand, and says whether another one may fare
+    /// better: not if it was new. Of several requests that the hub refuses at once, each may try the next token.
+    pub(super) fn drop_refused(&self, refused: &BearerToken) -> bool {
+        let mut in_hand = self.in_hand();
+        let Some(known) = in_hand.as_ref().filter(|known| known.token == *refused) else { return true };
+        let is_stale = (self.clock)().duration_since(known.obtained).is_ok_and(|age| age > STALE);
+        if is_stale {
+            *in_hand = None;
+        }
+        is_stale
+    }
+
+    fn in_hand(&self) -> MutexGuard<'_, Option<TokenInHand>> {
+        self.in_hand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The token in hand, if it is one that `serves`.
+    fn known(&self, serves: impl Fn(&TokenInHand, SystemTime) -> bool) -> Option<TokenInHand> {
+        let now = (self.clock)();
+        self.in_hand().clone().filter(|known| now < known.token.end() && serves(known, now))
     }
 
     async fn next(&self) -> Result<TokenInHand, ServiceError> {
-        let _alone = self.asking.lock().await;
-        let now = (self.clock)();
-        let known = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(known) = known.as_ref().filter(|known| now < known.due) {
-            return Ok(known.clone());
+        let _alone = match self.asking.try_lock() {
+            Ok(alone) => alone,
+            // Another request asks already.
+            Err(_) => match self.known(|_, _| true) {
+                Some(known) => return Ok(known),
+                None => self.asking.lock().await,
+            },
+        };
+        if let Some(known) = self.known(|known, now| now < known.due) {
+            return Ok(known);
         }
         tracing::debug!(login = %self.login, "asking for a token");
-        let failure = match flow::ask(&self.login, &self.route, self.clock).await {
+        let asked = flow::ask(&self.login, &self.route, self.clock).await;
+        // The source may have taken a minute.
+        let now = (self.clock)();
+        let failure = match asked {
             Ok(token) => {
-                let now = (self.clock)();
                 let life = token.end().duration_since(now).unwrap_or_default();
                 let due = token.end() - SPARE.min(life / 2);
                 let fresh = TokenInHand { due, token, obtained: now };
-                *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh.clone());
+                *self.in_hand() = Some(fresh.clone());
                 return Ok(fresh);
             }
             Err(failure) => failure,
@@ -123,15 +151,39 @@ impl EntraTokens {
             is_passing: matches!(failure, TokenFailure::Passing(_)),
             reason: failure.to_string(),
         };
-        match known.filter(|known| now < known.token.end()) {
+        let mut in_hand = self.in_hand();
+        let left = |known: &TokenInHand| known.token.end().duration_since(now).unwrap_or_default();
+        match in_hand.as_mut().filter(|known| !left(known).is_zero()) {
             Some(known) => {
+                known.due = now + (left(known) / 2).clamp(SHORTEST_PAUSE, PAUSE);
                 let end = humantime::format_rfc3339_seconds(known.token.end());
                 tracing::warn!("the token in hand serves until {end}, because there is no new one: {error}");
-                Ok(known)
+                Ok(known.clone())
             }
             None => Err(error),
         }
     }
+}
+
+/// The token, if it ends neither before now nor in another age.
+fn in_time(token: BearerToken, source: &str, now: SystemTime) -> Result<BearerToken, TokenFailure> {
+    let clock = humantime::format_rfc3339_seconds(now);
+    if token.end() <= now {
+        let end = humantime::format_rfc3339_seconds(token.end());
+        let words = format!(
+            "{source} gives a token that ended at {end}, but this machine's clock says {clock}: set the clock"
+        );
+        return Err(TokenFailure::Lasting(words));
+    }
+    // Later times may have no date to print.
+    if token.end().duration_since(now).is_ok_and(|life| life > LONGEST_LIFE) {
+        let seconds = token.end().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        return Err(TokenFailure::Lasting(format!(
+            "{source} gives a token that ends {seconds} s after 1970, more than 10 years after this machine's clock \
+             ({clock}): set the clock, or update what gives the token"
+        )));
+    }
+    Ok(token)
 }
 
 #[cfg(test)]

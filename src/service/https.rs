@@ -28,7 +28,7 @@ use super::dial;
 use super::identity::{ServiceIdentity, ServiceProof, Who};
 use super::target::ENCODED;
 use super::{Addressee, EntraTokens, HttpsWay, ServiceError};
-use crate::credentials::HostPort;
+use crate::credentials::{BearerToken, HostPort};
 
 mod answer;
 mod feedback;
@@ -88,13 +88,17 @@ enum Authorization {
 }
 
 impl Authorization {
-    async fn header(&self) -> Result<HeaderValue, ServiceError> {
-        match self {
-            Self::Ready(value) => Ok(value.clone()),
-            // A token has no characters that a header may not have.
-            Self::Entra(tokens) => sensitive(&tokens.token().await?.expose())
-                .ok_or_else(|| ServiceError::Answer("the token fits into no header".to_owned())),
-        }
+    /// The header's value, and the token of Entra in it.
+    async fn header(&self) -> Result<(HeaderValue, Option<BearerToken>), ServiceError> {
+        let tokens = match self {
+            Self::Ready(value) => return Ok((value.clone(), None)),
+            Self::Entra(tokens) => tokens,
+        };
+        let token = tokens.token().await?;
+        // A token has no characters that a header may not have.
+        let value = sensitive(&token.expose())
+            .ok_or_else(|| ServiceError::Answer("the token fits into no header".to_owned()))?;
+        Ok((value, Some(token)))
     }
 }
 
@@ -272,22 +276,27 @@ impl HttpsService {
     /// Sends one request and reads its whole answer, with any status. If the hub refuses a token of Entra that is not new,
     /// the request is sent with a new one, once.
     async fn exchange(&mut self, ask: ServiceRequest) -> Result<(Parts, Bytes), ServiceError> {
-        let (head, body) = self.exchange_once(&ask).await?;
+        // Before the time is counted, because a source of tokens may take longer than the hub.
+        let (authorization, token) = self.authorization.header().await?;
+        let (head, body) = self.exchange_once(&ask, &authorization).await?;
         let is_refused = head.status == StatusCode::UNAUTHORIZED;
-        match &self.authorization {
-            Authorization::Entra(tokens) if is_refused && tokens.drop_refused() => {
-                self.exchange_once(&ask).await
+        match (&self.authorization, token) {
+            (Authorization::Entra(tokens), Some(token)) if is_refused && tokens.drop_refused(&token) => {
+                let (authorization, _) = self.authorization.header().await?;
+                self.exchange_once(&ask, &authorization).await
             }
             _ => Ok((head, body)),
         }
     }
 
-    async fn exchange_once(&mut self, ask: &ServiceRequest) -> Result<(Parts, Bytes), ServiceError> {
+    async fn exchange_once(
+        &mut self,
+        ask: &ServiceRequest,
+        authorization: &HeaderValue,
+    ) -> Result<(Parts, Bytes), ServiceError> {
         let (host, limit, patience) = (self.host.clone(), ask.limit, ask.patience);
-        // Before the time is counted, because a source of tokens may take longer than the hub.
-        let authorization = self.authorization.header().await?;
         let exchange = async {
-            let response = self.send(ask, &authorization).await?;
+            let response = self.send(ask, authorization).await?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, limit).collect().await;
             let body = body.map_err(|error| answer::of_body(&host, limit, &*error))?.to_bytes();

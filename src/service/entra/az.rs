@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::TokenFailure;
+use super::{TokenFailure, in_time};
 use crate::credentials::{BearerToken, ENTRA_RESOURCE};
 use crate::service::refusal::excerpt;
 
@@ -30,7 +30,10 @@ struct Printed {
 }
 
 /// Runs `az`. A drop of the future kills it.
-pub(super) async fn ask(tenant: Option<&str>) -> Result<BearerToken, TokenFailure> {
+pub(super) async fn ask(
+    tenant: Option<&str>,
+    clock: fn() -> SystemTime,
+) -> Result<BearerToken, TokenFailure> {
     let scope = format!("{ENTRA_RESOURCE}/.default");
     let mut command = Command::new("az");
     command.args(["account", "get-access-token", "--output", "json", "--scope", &scope]);
@@ -53,10 +56,11 @@ pub(super) async fn ask(tenant: Option<&str>) -> Result<BearerToken, TokenFailur
         let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
         BearerToken::new(&text, end)
     });
-    token.ok_or_else(|| {
+    let token = token.ok_or_else(|| {
         let words = "az printed no token with the time of its end (expires_on): use version 2.54 or newer";
         TokenFailure::Lasting(words.to_owned())
-    })
+    })?;
+    in_time(token, "az", clock())
 }
 
 /// Whether it succeeded, and what it printed, of which the rest is not read.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::http::{self, TokenAnswer, TokenRequest};
-use super::{EntraRoute, TokenFailure, assertion, az};
+use super::{EntraRoute, TokenFailure, assertion, az, in_time};
 use crate::credentials::{
     AppProof, BearerToken, ENTRA_RESOURCE, EntraApp, EntraLogin, HiddenText, TokenEndpoint,
 };
@@ -44,7 +44,7 @@ pub(super) async fn ask(
     clock: fn() -> SystemTime,
 ) -> Result<BearerToken, TokenFailure> {
     match login {
-        EntraLogin::Az { tenant } => az::ask(tenant.as_deref()).await,
+        EntraLogin::Az { tenant } => az::ask(tenant.as_deref(), clock).await,
         EntraLogin::App { app, proof } => of_app(app, proof, route, clock).await,
         EntraLogin::Managed { endpoint, header, client_id } => {
             let asked = of_machine(endpoint, header.as_ref(), client_id.as_deref(), route, clock);
@@ -228,15 +228,7 @@ fn token(answer: &TokenAnswer, server: &str, now: SystemTime) -> Result<BearerTo
     let token = granted.ok_or_else(|| {
         TokenFailure::Lasting(format!("{server} answers without a token and its end: check the address"))
     })?;
-    if token.end() <= now {
-        let (end, clock) =
-            (humantime::format_rfc3339_seconds(token.end()), humantime::format_rfc3339_seconds(now));
-        let words = format!(
-            "{server} gives a token that ended at {end}, but this machine's clock says {clock}: set the clock"
-        );
-        return Err(TokenFailure::Lasting(words));
-    }
-    Ok(token)
+    in_time(token, server, now)
 }
 
 /// Source of the fields: the error of the token endpoint in OAuth 2.0 (RFC 6749, 5.2), which all sources use.

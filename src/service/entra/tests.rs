@@ -26,18 +26,24 @@ struct Peer {
 
 impl Peer {
     async fn giving(answers: Vec<String>) -> Self {
+        Self::giving_after(answers, |_| {}).await
+    }
+
+    /// Calls `before` with the number of each answer, the first of which is 0.
+    async fn giving_after(answers: Vec<String>, before: fn(usize)) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("an address"));
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut requests = Vec::new();
-            for answer in answers {
+            for (number, answer) in answers.into_iter().enumerate() {
                 let (mut stream, _) = listener.accept().await.expect("a client");
                 let mut request = Vec::new();
                 while !is_whole(&request) {
                     request.push(stream.read_u8().await.expect("a request"));
                 }
                 requests.push(String::from_utf8(request).expect("text"));
+                before(number);
                 stream.write_all(answer.as_bytes()).await.expect("sent");
                 stream.shutdown().await.expect("closed");
             }
@@ -97,6 +103,8 @@ async fn a_secret_is_sent_in_a_form_and_the_token_serves_until_shortly_before_it
     assert_eq!(told().await.as_deref(), Ok("Bearer t-1"), "nothing is asked yet");
     LATER.store(3301, Ordering::SeqCst);
     assert_eq!(told().await.as_deref(), Ok("Bearer t-1"), "it serves while there is no other one");
+    LATER.store(3330, Ordering::SeqCst);
+    assert_eq!(told().await.as_deref(), Ok("Bearer t-1"), "nothing is asked so soon after a failure");
     LATER.store(3600, Ordering::SeqCst);
     let error = tokens.token().await.expect_err("ended");
     assert!(error.is_passing(), "{error}");
@@ -128,14 +136,48 @@ async fn a_refused_token_gives_way_to_another_one_unless_it_was_new() {
         Peer::giving(vec![answer("200 OK", GRANTED), answer("200 OK", &GRANTED.replace("t-1", "t-2"))]).await;
     let tokens =
         peer.tokens(AuthMethod::Secret, &APP, || start() + Duration::from_secs(LATER.load(Ordering::SeqCst)));
-    assert!(!tokens.drop_refused(), "there is none");
-    tokens.token().await.expect("a token");
-    assert!(!tokens.drop_refused(), "it is new");
+    let first = tokens.token().await.expect("a token");
+    assert!(!tokens.drop_refused(&first), "it is new");
     assert_eq!(tokens.token().await.expect("a token").expose(), "Bearer t-1");
     LATER.store(61, Ordering::SeqCst);
-    assert!(tokens.drop_refused());
-    assert_eq!(tokens.token().await.expect("a token").expose(), "Bearer t-2");
-    assert!(!tokens.drop_refused(), "the other one is new");
+    assert!(tokens.drop_refused(&first));
+    assert!(tokens.drop_refused(&first), "another request was refused with it");
+    let next = tokens.token().await.expect("a token");
+    assert_eq!(next.expose(), "Bearer t-2");
+    assert!(tokens.drop_refused(&first), "and one more, whose answer came late");
+    assert_eq!(tokens.token().await.expect("a token").expose(), "Bearer t-2", "which is still in hand");
+    assert!(!tokens.drop_refused(&next), "the other one is new");
+}
+
+#[tokio::test]
+async fn a_token_that_ends_while_the_next_one_is_asked_for_does_not_serve() {
+    static LATER: AtomicU64 = AtomicU64::new(0);
+    let answers = vec![answer("200 OK", GRANTED), answer("503 Service Unavailable", "")];
+    let slow = |number| {
+        if number == 1 {
+            LATER.store(3601, Ordering::SeqCst);
+        }
+    };
+    let peer = Peer::giving_after(answers, slow).await;
+    let tokens =
+        peer.tokens(AuthMethod::Secret, &APP, || start() + Duration::from_secs(LATER.load(Ordering::SeqCst)));
+    tokens.token().await.expect("a token");
+    LATER.store(3599, Ordering::SeqCst);
+    let error = tokens.token().await.expect_err("it has ended").to_string();
+    assert!(error.ends_with("refuses (status 503)"), "{error}");
+}
+
+#[tokio::test]
+async fn a_token_in_hand_serves_while_another_request_asks_for_the_next_one() {
+    static LATER: AtomicU64 = AtomicU64::new(0);
+    let peer = Peer::giving(vec![answer("200 OK", GRANTED)]).await;
+    let tokens =
+        peer.tokens(AuthMethod::Secret, &APP, || start() + Duration::from_secs(LATER.load(Ordering::SeqCst)));
+    tokens.token().await.expect("a token");
+    LATER.store(3301, Ordering::SeqCst);
+    let _asks = tokens.asking.lock().await;
+    let token = tokio::time::timeout(Duration::from_secs(10), tokens.token()).await.expect("no wait");
+    assert_eq!(token.expect("a token").expose(), "Bearer t-1");
 }
 
 #[tokio::test]
@@ -152,6 +194,7 @@ async fn each_bad_answer_is_one_sentence_and_a_refusal_is_not_asked_again() {
         (reason, error.is_passing())
     };
     let wrong = r#"{"error":"invalid_client","error_description":"AADSTS7000215: Invalid client secret.\r\nTrace ID: 1"}"#;
+    let far = GRANTED.replace("3600", "1700000000000");
     let ended = GRANTED.replace(r#""expires_in":3600"#, r#""expires_on":"1700000000""#);
     for (text, reason) in [
         (
@@ -169,6 +212,12 @@ async fn each_bad_answer_is_one_sentence_and_a_refusal_is_not_asked_again() {
             answer("200 OK", &ended),
             "SERVER gives a token that ended at 2023-11-14T22:13:20Z, but this machine's clock says 2027-01-15T08:00:00Z: \
              set the clock"
+                .to_owned(),
+        ),
+        (
+            answer("200 OK", &far),
+            "SERVER gives a token that ends 1701800000000 s after 1970, more than 10 years after this machine's clock \
+             (2027-01-15T08:00:00Z): set the clock, or update what gives the token"
                 .to_owned(),
         ),
     ] {
