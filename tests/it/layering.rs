@@ -43,7 +43,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("action", &["config", "rules", "message", "processes", "trust"]),
-    ("service", &["message", "credentials", "feedback", "outcome", "tls", "websocket", "amqp_frames"]),
+    (
+        "service",
+        &["message", "credentials", "feedback", "outcome", "trust", "tls", "websocket", "amqp_frames"],
+    ),
     ("inbox", &["config", "message", "outcome", "processes", "trust"]),
     ("websocket", &["credentials", "features", "tls"]),
     ("workload", &["message", "credentials", "features"]),

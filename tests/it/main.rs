@@ -59,6 +59,7 @@ mod emulator_throttling;
 mod emulator_twins;
 mod emulator_websocket;
 mod entra;
+mod entra_az;
 mod entra_hub;
 mod entra_sdk;
 mod examples;
