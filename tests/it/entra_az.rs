@@ -64,7 +64,7 @@ fn a_program_that_is_given_up_ends_with_all_that_it_has_started() {
     let pipe = dir.path().join("pipe");
     assert!(run(Command::new("mkfifo").arg(&pipe)).status.success());
     // The pipe ends when none of them is left.
-    az(dir.path(), "exec > pipe; echo begun; sleep 300 & sleep 300");
+    az(dir.path(), "exec > pipe; sleep 60 & echo begun; sleep 60");
     let asked = Process::spawn(asks(dir.path()).current_dir(dir.path()));
     let left = Process::spawn(Command::new("cat").arg(&pipe));
     left.wait_stdout("begun");
