@@ -196,9 +196,9 @@ impl CallsOutput {
         self.ended(number - 1, told)
     }
 
-    /// Prints the sums, and returns how many calls ended without being done for sure. Those that failed or were not called
-    /// get into one file, those of which it is not known, such as the `interrupted` ones, into another. An error of such
-    /// a file does not hide the sums, nor the other way round.
+    /// Prints the sums, and returns how many calls have ended and were not done, or not for sure. The devices where it
+    /// failed or was not called get into one file. Those of which it is not known, such as the `interrupted` ones, get
+    /// into another. An error of such a file does not hide the sums, and an error of the output loses no file.
     ///
     /// # Errors
     /// When a file or standard output cannot be written.
