@@ -108,6 +108,7 @@ pub(super) fn run(args: &MonitorArgs) -> Result<Exit, Failure> {
     };
     let ca_file = args.hub.ca_file();
     super::block_on(async {
+        back_end::end_at_the_second_signal().context("signals cannot be received")?;
         let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;
         let over = async {
             match args.time {

@@ -3,7 +3,8 @@
 //! Owns: what an application must prove, what a token says, its signature. Must not know: HTTP, what a role allows at the
 //! hub, the clock (`now` is an argument).
 //!
-//! Sources: wire reference 4.7, Microsoft's pages "Access token claims reference" (version 1.0) and of error codes (AADSTS). A hub of Azure looks up the roles of the principal of a token; so does this one.
+//! Sources: wire reference 4.7, Microsoft's pages "Access token claims reference" (version 1.0) and of error codes
+//! (AADSTS). A hub of Azure looks up the roles of the principal of a token; so does this one.
 //! Tokens are signed with ES256 and the key of the emulator's authority, so that they outlive a restart.
 
 use std::collections::BTreeMap;

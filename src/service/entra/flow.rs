@@ -231,6 +231,15 @@ fn token(answer: &TokenAnswer, server: &str, now: SystemTime) -> Result<BearerTo
     in_time(token, server, now)
 }
 
+/// What to do about the errors that a wrong variable causes. Source: Microsoft's page "Microsoft Entra authentication and
+/// authorization error codes".
+const REMEDIES: [(&str, &str); 4] = [
+    ("AADSTS7000215", "; check AZURE_CLIENT_SECRET: it is the secret's value, not its id"),
+    ("AADSTS7000222", "; the secret has expired: make a new one, and set AZURE_CLIENT_SECRET"),
+    ("AADSTS700016", "; check AZURE_CLIENT_ID and AZURE_TENANT_ID"),
+    ("AADSTS90002", "; check AZURE_TENANT_ID"),
+];
+
 /// Source of the fields: the error of the token endpoint in OAuth 2.0 (RFC 6749, 5.2), which all sources use.
 fn refused(answer: &TokenAnswer, server: &str) -> TokenFailure {
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
@@ -239,7 +248,8 @@ fn refused(answer: &TokenAnswer, server: &str) -> TokenFailure {
     let said = text("error_description").or_else(|| text("error")).and_then(|text| text.lines().next());
     let said = said.map_or_else(String::new, |said| format!(": {}", excerpt(said)));
     let status = answer.status;
-    let reason = format!("{server} refuses (status {}{said})", status.as_u16());
+    let remedy = REMEDIES.iter().find(|(code, _)| said.contains(code)).map_or("", |(_, remedy)| remedy);
+    let reason = format!("{server} refuses (status {}{said}){remedy}", status.as_u16());
     match status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
         true => TokenFailure::Passing(reason),
         false => TokenFailure::Lasting(reason),

@@ -199,7 +199,7 @@ async fn each_bad_answer_is_one_sentence_and_a_refusal_is_not_asked_again() {
     for (text, reason) in [
         (
             answer("401 Unauthorized", wrong),
-            "SERVER refuses (status 401: AADSTS7000215: Invalid client secret.)".to_owned(),
+            "SERVER refuses (status 401: AADSTS7000215: Invalid client secret.); check AZURE_CLIENT_SECRET: it is the secret's value, not its id".to_owned(),
         ),
         (answer("200 OK", "<html>"), "SERVER answers without a token and its end: check the address".to_owned()),
         (
