@@ -130,7 +130,7 @@ impl DeviceIssuer {
         let PemPair { certificate, private_key } = &self.authority;
         let issuer = Issuer::from_ca_cert_pem(certificate, KeyPair::from_pem(private_key)?)?;
         if fault == Some(CertificateFault::Critical) {
-            // An id below 1.3.6.1.4.1 that nobody has.
+            // An id below 1.3.6.1.4.1 that is not in use.
             let mut unknown = CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999, 1], vec![5, 0]);
             unknown.set_criticality(true);
             request.params.custom_extensions.push(unknown);

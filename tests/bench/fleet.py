@@ -1,6 +1,6 @@
 """A run of `c2d-send` to 10,000 devices, beside one `c2d-send` per device and Microsoft's Python SDK in a loop.
 
-All send to the same emulator, which throttles nobody, so that the figures are those of the senders.
+All send to the same emulator, which does not throttle, so that the figures are those of the senders.
 """
 
 import json

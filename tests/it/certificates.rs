@@ -116,7 +116,7 @@ fn replace(file: &Path, text: &str) {
 }
 
 #[test]
-fn a_pair_that_somebody_renews_is_taken_up_and_one_that_the_hub_refuses_gives_way() {
+fn a_pair_that_another_program_renews_is_taken_up_and_one_that_the_hub_refuses_gives_way() {
     let gateway = Gateway::new(|authority| authority.pair("pump-12", HOUR * 10), "");
     let agent = gateway.start();
     let until = |status: &Value| status["certificate"]["validUntil"].as_str().expect("a time").to_owned();

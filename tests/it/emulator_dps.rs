@@ -258,7 +258,7 @@ fn certificates_register_by_themselves_or_by_their_authority() {
         let connect = client::connect(id, &format!("localhost/{id}/?api-version=2021-04-12"), "");
         assert_eq!(device.connack_to(connect), ConnectReturnCode::Success, "{id} signs in at the hub");
     }
-    // A certificate of nobody, one for another id, and one of the group's authority for another id.
+    // A certificate of no known authority, one for another id, and one of the group's authority for another id.
     for (id, shown, reason) in [
         ("solo", "foreign", "the certificate is for \"foreign\""),
         ("foreign", "foreign", "does not lead to the authority of the group"),

@@ -22,7 +22,7 @@ pub(crate) fn own_address() -> Ipv4Addr {
     Ipv4Addr::new(127, high | 0x80, low, 1 + USED.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A free port below the range from which the system gives clients theirs: nobody takes it while its server restarts.
+/// A free port below the range from which the system gives clients theirs: no client takes it while its server restarts.
 pub(crate) fn lasting_port() -> u16 {
     const RANGE: std::ops::Range<u32> = 10_000..30_000;
     static USED: AtomicU32 = AtomicU32::new(0);

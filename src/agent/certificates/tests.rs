@@ -172,7 +172,7 @@ async fn a_hub_that_does_not_answer_or_only_says_that_it_is_at_it_leads_to_the_s
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_certificate_is_asked_for_at_the_pace_of_its_life_if_nobody_answers() {
+async fn a_long_certificate_is_asked_for_at_the_pace_of_its_life_without_an_answer() {
     let day = Duration::from_secs(24 * 60 * 60);
     let facts = CertificateFacts { fingerprint: [9; 32], not_before: time(0), not_after: time(0) + 90 * day };
     let mut it = Certificates::default();

@@ -18,7 +18,7 @@ pub(in crate::cli) trait BatchReader {
     /// How many records were shown.
     fn printed(&self) -> u64;
 
-    /// Whether somebody still reads what is shown.
+    /// Whether the reader of what is shown is still there.
     fn is_open(&self) -> bool;
 
     /// Tells people a line about the watch itself.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use crate::credentials::HostPort;
 
-/// `https://host[:port][/path]`. `http://` is allowed for a loopback or link-local address only: there is nobody between
+/// `https://host[:port][/path]`. `http://` is allowed for a loopback or link-local address only: nothing listens between
 /// who could read along.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenEndpoint {

@@ -104,7 +104,7 @@ fn an_enrolment_is_made_changed_read_and_deleted_by_its_etag_and_survives_a_rest
     assert_eq!(back_end.ask("DELETE /enrollments/new-1", "", &Value::Null).status, 204);
     let gone = back_end.ask("GET /enrollments/new-1", "", &Value::Null);
     assert_eq!((gone.status, &gone.json()["errorCode"]), (404, &json!(404_201)));
-    assert_eq!(polled(&emulator, "new-1", &key, "")[0].0, 401, "nobody is enrolled any more");
+    assert_eq!(polled(&emulator, "new-1", &key, "")[0].0, 401, "the enrolment is gone");
 }
 
 #[test]

@@ -166,7 +166,7 @@ async fn who_may_not_ask_is_refused_before_or_at_the_link() {
     assert!(format!("{other:?}").contains("UnauthorizedAccess"), "{other:?}");
     let bare = service.signed_in().await.receiver(ADDRESS).await.expect_err("refused");
     assert!(format!("{bare:?}").contains("lacks the property com.microsoft:api-version"), "{bare:?}");
-    // The service's client is nobody at a hub.
+    // The service's client has no rights at a hub.
     let feedback = "/messages/servicebound/feedback";
     let feedback = service.signed_in().await.receiver(feedback).await.expect_err("refused");
     assert!(format!("{feedback:?}").contains("not signed in"), "{feedback:?}");
