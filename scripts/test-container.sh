@@ -91,11 +91,12 @@ wait_for() {
     local end=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        [ $SECONDS -lt $end ] || fail "waited in vain for $what"
+        [ $SECONDS -lt $end ] || fail "waited too long for $what"
         sleep 0.2
     done
 }
-logged() { engine logs "$1" 2>&1 | grep -q -- "$2"; }
+# No `grep -q` behind a pipe: it ends at the first hit, and with `pipefail` the writer's broken pipe would count as a failure.
+logged() { engine logs "$1" 2>&1 | grep -- "$2" >/dev/null; }
 expect() { # expect WHAT WANTED GOT
     [ "$2" = "$3" ] || fail "$1: expected \"$2\", got \"$3\""
     ok "$1: $3"
@@ -389,7 +390,7 @@ expect "exit code of a method with another value" 5 \
 engine exec edge c2d-agent emulator send-input --state-dir /var/lib/c2d-agent --device edge1 --module c2d-agent \
     --input commands --message-id i-1 --property action=on >"$work/feed.log" 2>&1 || fail "send-input: $(cat "$work/feed.log")"
 module_inbox() { engine exec module c2d-agent inbox list --json; }
-has_ended() { module_inbox | grep -q "\"$1\".*succeeded"; }
+has_ended() { module_inbox | grep "\"$1\".*succeeded" >/dev/null; }
 wait_for 20 "the message to the input" has_ended i-1
 expect "the pin of the input" on "$(module_pin input)"
 

@@ -200,14 +200,15 @@ eventually() {
     local until=$((SECONDS + $1)) what=$2
     shift 2
     until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $until ] || fail "waited in vain: $what"
+        [ $SECONDS -lt $until ] || fail "waited too long: $what"
         sleep 0.1
     done
 }
 unit_is() { [ "$(property "$1")" = "$2" ]; }
 at_least() { [ "$(property "$1")" -ge "$2" ]; }
-journal_has() { journal | grep -qF -- "$1"; }
-status_has() { property StatusText | grep -qF -- "$1"; }
+# No `grep -q` behind a pipe: it ends at the first hit, and with `pipefail` the writer's broken pipe would count as a failure.
+journal_has() { journal | grep -F -- "$1" >/dev/null; }
+status_has() { property StatusText | grep -F -- "$1" >/dev/null; }
 pin_is() { in_guest grep -q "\"${2:-lamp}\": *\"$1\"" /var/lib/c2d-agent/pins.json; }
 
 put() { in_guest install -D -m "$1" /dev/stdin "$2"; }

@@ -100,7 +100,7 @@ class Browser:
         """Waits until `condition()` is true; what a page shows has no event outside of it."""
         end = time.monotonic() + DEADLINE
         while not condition():
-            assert time.monotonic() < end, f"waited in vain for {what}; the page shows:\n{self.text()}"
+            assert time.monotonic() < end, f"waited too long for {what}; the page shows:\n{self.text()}"
             time.sleep(0.05)
 
     def wait_text(self, part):

@@ -60,7 +60,7 @@ fn lines(path: &Path, count: usize) -> Vec<Value> {
         if text.ends_with('\n') && text.lines().count() >= count {
             return json_lines(&text);
         }
-        assert!(Instant::now() < end, "waited in vain for {count} lines of {}:\n{text}", path.display());
+        assert!(Instant::now() < end, "waited too long for {count} lines of {}:\n{text}", path.display());
         std::thread::park_timeout(Duration::from_millis(5)); // a file has no event to wait for: poll
     }
 }

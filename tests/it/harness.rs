@@ -120,7 +120,7 @@ impl Lines {
             if left.is_zero() || state.1 {
                 let printed = state.0.join("\n");
                 drop(state);
-                panic!("waited in vain for \"{what}\"; printed so far:\n{printed}");
+                panic!("waited too long for \"{what}\"; printed so far:\n{printed}");
             }
             state = self.0.1.wait_timeout(state, left).expect("lines").0;
         }
@@ -217,7 +217,7 @@ impl Process {
         self.stdout.wait_end_unless(|lines| lines.iter().any(is_it));
         self.stdout.all().into_iter().find(is_it).unwrap_or_else(|| {
             self.stderr.wait_end();
-            panic!("waited in vain for \"{part}\"; its log:\n{}", self.stderr.text())
+            panic!("waited too long for \"{part}\"; its log:\n{}", self.stderr.text())
         })
     }
 
@@ -383,7 +383,7 @@ pub(crate) fn wait_for_file(path: &Path, part: &str) -> String {
         }
         assert!(
             Instant::now() < end,
-            "waited in vain for \"{part}\" in {}: it has \"{text}\"",
+            "waited too long for \"{part}\" in {}: it has \"{text}\"",
             path.display()
         );
         std::thread::park_timeout(Duration::from_millis(5));

@@ -139,7 +139,7 @@ fn wait_for<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = found() {
             return value;
         }
-        assert!(Instant::now() < end, "waited in vain for {what}");
+        assert!(Instant::now() < end, "waited too long for {what}");
         std::thread::park_timeout(std::time::Duration::from_millis(10));
     }
 }

@@ -73,7 +73,7 @@ fn reported_of(emulator: &Emulator, target: &[&str], is_right: impl Fn(&Value) -
         if is_right(&section) {
             return section;
         }
-        assert!(Instant::now() < end, "waited in vain: {section:#}");
+        assert!(Instant::now() < end, "waited too long: {section:#}");
     }
 }
 
