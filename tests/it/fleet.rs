@@ -213,23 +213,27 @@ fn a_hub_of_a_tier_takes_a_minutes_worth_at_once_and_says_when_it_takes_the_next
 }
 
 #[test]
-fn a_sender_that_is_killed_goes_on_with_the_same_ids() {
-    const DEVICES: usize = 2_400;
+fn ten_thousand_devices_get_one_message_each_though_the_hub_throttles_and_the_sender_is_killed_fifty_times() {
+    const DEVICES: usize = 10_000;
     const WINDOW: usize = 16;
-    let (running, path) = with_list(DEVICES, &ids(DEVICES).join("\n"));
+    let running = Running::with_devices(ids(DEVICES));
+    // 4,000 messages pass at once, and then 67 in a second: less than a slow machine sends.
+    let size = HubSize::new(Tier::S1, 40).expect("a size");
+    running.hub.with(|hub, _| hub.throttle_as(size));
     let journal = running.file("run.journal");
-    let mut first = to_list(&running, &path);
-    first.arg("--journal").arg(&journal).arg("--json");
-    let mut kills = 0;
+    let mut first = running.sender();
+    first.args(["--query", "STARTSWITH(deviceId, 'pump-')", "--json", "--journal"]).arg(&journal).args(FAST);
+    let (mut kills, mut throttled) = (0, 0);
     let mut chance = fastrand::Rng::with_seed(7);
     let mut process = Process::spawn(&mut first);
     loop {
-        let at = chance.usize(1..60);
+        let at = chance.usize(1..350);
         let count = |lines: &[String]| lines.iter().filter(|line| line.contains("\"accepted\"")).count();
         let seen = process.stdout.wait_until("messages, or the end", |lines| {
             let ended = lines.iter().any(|line| line.contains("\"summary\""));
             (ended || count(lines) >= at).then_some(ended)
         });
+        throttled += usize::from(process.stdout.text().contains("\"event\":\"throttled\""));
         if seen {
             break;
         }
@@ -239,7 +243,7 @@ fn a_sender_that_is_killed_goes_on_with_the_same_ids() {
         process = Process::spawn(next.arg("--resume").arg(&journal).args(FAST).arg("--json"));
     }
     assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
-    assert!(kills >= 50, "{kills}");
+    assert!(kills >= 50 && throttled > 0, "{kills} kills, throttled in {throttled} of the processes");
     let mut doubled = 0;
     for device in ids(DEVICES) {
         let messages = waiting(&running, &device);
