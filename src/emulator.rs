@@ -16,6 +16,7 @@
 //!   of TLS.
 //! - `workload` is the daemon of an edge device.
 //! - `entra` gives tokens to back ends and knows them again; `imds` gives them to a machine.
+//! - `json_server` is what `workload` and `imds` are served with.
 //! - `client` sends requests to an emulator that runs in another process.
 //! - `state_dir` and `certificates` make keys and certificates that survive a restart; `keeper` stores what the hub
 //!   holds.
@@ -36,6 +37,7 @@ pub mod clock;
 mod entra;
 mod event_hub;
 mod event_log;
+mod fault_text;
 mod https;
 pub mod hub;
 pub mod hub_names;
@@ -44,6 +46,7 @@ mod identity;
 mod imds;
 mod job_runner;
 mod journal;
+mod json_server;
 mod keeper;
 mod listener;
 mod mqtt;

@@ -67,7 +67,7 @@ pub use document::{
 };
 pub use ended::{Content, Ended, MAX_ENDED, MAX_ENDED_BYTES};
 pub use events::{D2cMessage, MAX_EVENT_BYTES, MAX_EVENTS};
-pub use faults::{CertificateFault, Fault, FaultError, FaultName, FaultOrder, MAX_COUNT, MAX_DELAY};
+pub use faults::{CertificateFault, Fault, FaultError, FaultName, FaultOrder, MAX_DELAY};
 pub use feedback::{BATCH_RECORDS, FeedbackLock, FeedbackView, LockedBatch};
 pub use inputs::{InputError, SOURCE_DEVICE, input_topic};
 pub use job_work::JOBS_IN_FLIGHT;

@@ -7,22 +7,16 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use hyper::header::HeaderValue;
+use hyper::{Request, StatusCode};
+use serde_json::json;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::EmulatorError;
 use super::entra::{self, EntraIssuer, TokenRefusal};
-use super::listener::ARRIVAL_TIMEOUT;
+use super::json_server::{self, JsonAnswer};
 use super::shared::SharedHub;
 use super::sockets::Sockets;
 
@@ -64,47 +58,15 @@ impl Imds {
     /// Serves until `stop` is cancelled.
     pub(super) async fn run(self, stop: CancellationToken) {
         let imds = Arc::new(self);
-        let mut requests = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                Some(_ended) = requests.join_next() => continue,
-                accepted = imds.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok(_) if requests.len() >= MAX_REQUESTS => {
-                    tracing::warn!("dropped a request for a token: there are {MAX_REQUESTS} already");
-                }
-                Ok((stream, _)) => drop(requests.spawn(Arc::clone(&imds).serve(stream))),
-                Err(error) => {
-                    tracing::warn!(%error, "could not accept a request for a token");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
-            }
-        }
+        let accept = || imds.listener.accept();
+        let answering = Arc::clone(&imds);
+        json_server::serve("a request for a token", MAX_REQUESTS, stop, accept, move |_peer, request| {
+            std::future::ready(answering.answer(&request))
+        })
+        .await;
     }
 
-    async fn serve(self: Arc<Self>, stream: TcpStream) {
-        let service = service_fn(move |request| {
-            let (status, body) = self.answer(&request);
-            let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
-            *response.status_mut() = status;
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            std::future::ready(Ok::<_, std::convert::Infallible>(response))
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(ARRIVAL_TIMEOUT)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service);
-        match tokio::time::timeout(ARRIVAL_TIMEOUT, connection).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a request for a token ended early"),
-            Err(_) => tracing::debug!("a request for a token took too long"),
-        }
-    }
-
-    fn answer(&self, request: &Request<Incoming>) -> (StatusCode, Value) {
+    fn answer(&self, request: &Request<Incoming>) -> JsonAnswer {
         let refused = |status, words: &str| {
             tracing::warn!("refused the token of the machine: {words}");
             (status, json!({ "error": "invalid_request", "error_description": words }))

@@ -15,23 +15,17 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Method, Request, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
-use serde_json::{Value, json};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinSet;
+use serde_json::json;
+use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
 use super::identity;
-use super::listener::ARRIVAL_TIMEOUT;
+use super::json_server::{self, JsonAnswer};
 use super::registry::DeviceCredential;
 use super::shared::SharedHub;
 use crate::message::excerpt;
@@ -81,8 +75,6 @@ struct Sign {
     data: String,
 }
 
-type WorkloadAnswer = (StatusCode, Value);
-
 impl Workload {
     /// Listens for the modules of a device. A leftover socket that no process listens on is replaced.
     pub(super) fn bind(
@@ -111,65 +103,31 @@ impl Workload {
     /// Serves until `stop` is cancelled, then removes the socket.
     pub(super) async fn run(self, stop: CancellationToken) {
         let workload = Arc::new(self);
-        let mut requests = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                () = stop.cancelled() => break,
-                Some(_ended) = requests.join_next() => continue,
-                accepted = workload.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok(_) if requests.len() >= MAX_REQUESTS => {
-                    tracing::warn!(
-                        "dropped a request to the workload socket: there are {MAX_REQUESTS} already"
-                    );
+        let accept = || async {
+            let (stream, _) = workload.listener.accept().await?;
+            let is_own = stream
+                .peer_cred()
+                .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
+            Ok((stream, is_own))
+        };
+        let answering = Arc::clone(&workload);
+        let answer = move |is_own: bool, request| {
+            let workload = Arc::clone(&answering);
+            async move {
+                if !is_own {
+                    let words = "the caller runs as another user than the emulator";
+                    return refusal(StatusCode::FORBIDDEN, words);
                 }
-                Ok((stream, _)) => {
-                    requests.spawn(Arc::clone(&workload).serve(stream));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "could not accept on the workload socket");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                }
+                workload.answer(request).await.unwrap_or_else(|refusal| refusal)
             }
-        }
+        };
+        json_server::serve("a request to the workload socket", MAX_REQUESTS, stop, accept, answer).await;
         if let Err(error) = std::fs::remove_file(&workload.path) {
             tracing::debug!(%error, "the workload socket could not be removed");
         }
     }
 
-    async fn serve(self: Arc<Self>, stream: UnixStream) {
-        let is_own = stream
-            .peer_cred()
-            .map(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw());
-        let is_own = is_own.unwrap_or(false);
-        let service = service_fn(move |request| {
-            let workload = Arc::clone(&self);
-            async move {
-                let (status, body) = if is_own {
-                    workload.answer(request).await.unwrap_or_else(|refusal| refusal)
-                } else {
-                    refusal(StatusCode::FORBIDDEN, "the caller runs as another user than the emulator")
-                };
-                let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
-                *response.status_mut() = status;
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                Ok::<_, std::convert::Infallible>(response)
-            }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(ARRIVAL_TIMEOUT)
-            .keep_alive(false)
-            .serve_connection(TokioIo::new(stream), service);
-        match tokio::time::timeout(ARRIVAL_TIMEOUT, connection).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a request to the workload socket ended early"),
-            Err(_) => tracing::debug!("a request to the workload socket took too long"),
-        }
-    }
-
-    async fn answer(&self, request: Request<Incoming>) -> Result<WorkloadAnswer, WorkloadAnswer> {
+    async fn answer(&self, request: Request<Incoming>) -> Result<JsonAnswer, JsonAnswer> {
         let path = request.uri().path().to_owned();
         let query = request.uri().query().unwrap_or_default();
         let version = query.split('&').find_map(|pair| pair.strip_prefix("api-version=")).unwrap_or_default();
@@ -202,7 +160,7 @@ impl Workload {
         }
     }
 
-    fn sign(&self, module: &str, generation: &str, body: &[u8]) -> Result<WorkloadAnswer, WorkloadAnswer> {
+    fn sign(&self, module: &str, generation: &str, body: &[u8]) -> Result<JsonAnswer, JsonAnswer> {
         let id = identity::join(&self.device_id, Some(module));
         let identity = self.hub.with(|hub, _| hub.identity(&id));
         let unknown =
@@ -224,7 +182,7 @@ impl Workload {
     }
 }
 
-fn refusal(status: StatusCode, message: &str) -> WorkloadAnswer {
+fn refusal(status: StatusCode, message: &str) -> JsonAnswer {
     tracing::warn!(status = status.as_u16(), "refused a request to the workload socket: {message}");
     (status, json!({ "message": message }))
 }

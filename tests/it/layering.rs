@@ -166,6 +166,7 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
             "src/emulator/https.rs",
             "src/emulator/https/",
             "src/emulator/imds.rs",
+            "src/emulator/json_server.rs",
             "src/emulator/workload.rs",
             "src/metrics.rs",
             "src/metrics/",

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use crate::emulator::fault_text::{self, FaultValue, FaultValueError};
 use crate::message::excerpt;
 
 use super::queue::{DEFAULT_TTL, Locked};
@@ -16,9 +17,6 @@ use super::session::ConnectionId;
 
 #[cfg(test)]
 mod tests;
-
-/// The highest count that a fault may have.
-pub const MAX_COUNT: u32 = 1_000_000;
 
 /// The longest delay: the life time of a message without its own expiry.
 pub const MAX_DELAY: Duration = DEFAULT_TTL;
@@ -137,34 +135,29 @@ impl Fault {
     /// # Errors
     /// [`FaultError::Value`] if this fault does not allow the value.
     pub fn new(name: FaultName, value: &str) -> Result<Self, FaultError> {
-        let refused = |expected| FaultError::Value { name: name.as_str(), value: excerpt(value), expected };
-        let count = |value: &str| {
-            let count = value.parse().ok().filter(|count| (1..=MAX_COUNT).contains(count));
-            count.ok_or_else(|| refused("give a number from 1 to 1000000"))
-        };
-        let counted = |value: &str| if value.is_empty() { Ok(None) } else { count(value).map(Some) };
-        let plain = |fault| if value.is_empty() { Ok(fault) } else { Err(refused("it takes no value")) };
-        match name {
-            FaultName::DropAt => count(value).map(Self::DropAt),
+        let value = FaultValue { name: name.as_str(), text: value };
+        let plain = |fault| value.none().map(|()| fault);
+        let fault = match name {
+            FaultName::DropAt => value.count().map(Self::DropAt),
             FaultName::Delay => {
-                let delay = humantime::parse_duration(value).ok().filter(|delay| *delay <= MAX_DELAY);
-                delay
-                    .map(Self::Delay)
-                    .ok_or_else(|| refused("give a time with its unit, such as 500ms or 2s, of at most 1h"))
+                let expected = "give a time with its unit, such as 500ms or 2s, of at most 1h";
+                value.time(MAX_DELAY, expected).map(Self::Delay)
             }
-            FaultName::Duplicate => counted(value).map(Self::Duplicate),
-            FaultName::IgnorePuback => counted(value).map(Self::IgnorePuback),
+            FaultName::Duplicate => value.count_if_any().map(Self::Duplicate),
+            FaultName::IgnorePuback => value.count_if_any().map(Self::IgnorePuback),
             FaultName::ExpireToken => plain(Self::ExpireToken),
             FaultName::Throttle => plain(Self::Throttle),
             FaultName::QueueFull => plain(Self::QueueFull),
             FaultName::ReverseOrder => plain(Self::ReverseOrder),
             FaultName::EarlyPublish => plain(Self::EarlyPublish),
             FaultName::Certificate => {
-                let found = CertificateFault::ALL.iter().find(|(_, word)| *word == value);
-                let refused = || refused("give refuse, hold, other-key, broken, critical or unsupported");
+                let found = CertificateFault::ALL.iter().find(|(_, word)| *word == value.text);
+                let refused =
+                    || value.refused("give refuse, hold, other-key, broken, critical or unsupported");
                 found.map(|(fault, _)| Self::Certificate(*fault)).ok_or_else(refused)
             }
-        }
+        };
+        Ok(fault?)
     }
 
     /// The kind of this fault.
@@ -210,19 +203,9 @@ pub struct FaultOrder {
 impl FromStr for FaultOrder {
     type Err = FaultError;
 
-    /// A device id may contain a colon and a fault does not, so the last colon separates them.
     fn from_str(text: &str) -> Result<Self, FaultError> {
-        let (device_id, fault) = match text.rsplit_once(':') {
-            Some((device_id, fault)) => (Some(device_id.to_owned()), fault),
-            None => (None, text),
-        };
-        let (name, value) = match fault.split_once('=') {
-            // An equals sign without a value is most likely a mistake, so it is an error.
-            Some((name, "")) => return Err(FaultError::Forgotten(name.parse::<FaultName>()?.as_str())),
-            Some(parts) => parts,
-            None => (fault, ""),
-        };
-        Ok(Self { device_id, fault: Fault::new(name.parse()?, value)? })
+        let (device_id, name, value) = fault_text::parts(text)?;
+        Ok(Self { device_id, fault: Fault::new(name, value)? })
     }
 }
 
@@ -234,18 +217,8 @@ pub enum FaultError {
     #[error("there is no fault \"{0}\"; there are {list}", list = list())]
     UnknownName(String),
     /// The fault does not allow this value.
-    #[error("\"{value}\" is not a value for the fault {name}: {expected}")]
-    Value {
-        /// The fault.
-        name: &'static str,
-        /// The value that was given.
-        value: String,
-        /// The values that the fault allows.
-        expected: &'static str,
-    },
-    /// The text is `NAME=`, without a value.
-    #[error("there is no value after \"{0}=\": give one, or remove the equals sign")]
-    Forgotten(&'static str),
+    #[error(transparent)]
+    Value(#[from] FaultValueError),
     /// The fault is for a device that does not exist.
     #[error("there is no device \"{0}\" for this fault: name it with --device, too")]
     UnknownDevice(String),

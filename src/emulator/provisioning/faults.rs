@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::emulator::fault_text::{self, FaultValue, FaultValueError};
 use crate::message::excerpt;
 
-/// The highest count of a fault.
-const MAX_COUNT: u32 = 1_000_000;
 /// The longest delay: clients give up after a minute.
 const MAX_SLOWNESS: Duration = Duration::from_secs(600);
 /// Most registrations that faults are set for.
@@ -96,15 +95,8 @@ pub enum DpsFaultError {
     #[error("there is no fault \"{0}\" of the provisioning service; there are {list}", list = list())]
     UnknownName(String),
     /// The fault does not allow this value.
-    #[error("\"{value}\" is not a value for the fault {name}: {expected}")]
-    Value {
-        /// The fault.
-        name: &'static str,
-        /// What was given.
-        value: String,
-        /// What is allowed.
-        expected: &'static str,
-    },
+    #[error(transparent)]
+    Value(#[from] FaultValueError),
     /// There is no provisioning service.
     #[error("there is no provisioning service for the fault {0}: start one with --dps-device or --dps-group")]
     NoService(&'static str),
@@ -140,32 +132,26 @@ impl DpsFault {
     /// # Errors
     /// [`DpsFaultError::Value`].
     pub fn new(name: DpsFaultName, value: &str) -> Result<Self, DpsFaultError> {
-        let refused =
-            |expected| DpsFaultError::Value { name: name.as_str(), value: excerpt(value), expected };
-        let number = |range: std::ops::RangeInclusive<u32>, expected| {
-            value.parse().ok().filter(|number| range.contains(number)).ok_or_else(|| refused(expected))
-        };
-        let count = || number(1..=MAX_COUNT, "give a number from 1 to 1000000");
-        let counted = || if value.is_empty() { Ok(None) } else { count().map(Some) };
-        let plain = |fault| if value.is_empty() { Ok(fault) } else { Err(refused("it takes no value")) };
-        match name {
-            DpsFaultName::Assigning => count().map(Self::Assigning),
-            DpsFaultName::Throttle => counted().map(Self::Throttle),
-            DpsFaultName::Error => counted().map(Self::Error),
-            DpsFaultName::Refuse => counted().map(Self::Refuse),
+        let value = FaultValue { name: name.as_str(), text: value };
+        let plain = |fault| value.none().map(|()| fault);
+        let fault = match name {
+            DpsFaultName::Assigning => value.count().map(Self::Assigning),
+            DpsFaultName::Throttle => value.count_if_any().map(Self::Throttle),
+            DpsFaultName::Error => value.count_if_any().map(Self::Error),
+            DpsFaultName::Refuse => value.count_if_any().map(Self::Refuse),
             DpsFaultName::Failed => {
-                number(400_000..=599_999, "give a code of the service, such as 400207 or 400208")
-                    .map(Self::Failed)
+                let expected = "give a code of the service, such as 400207 or 400208";
+                value.number(400_000..=599_999, expected).map(Self::Failed)
             }
             DpsFaultName::Disabled => plain(Self::Disabled),
             DpsFaultName::Slow => {
-                let slow = humantime::parse_duration(value).ok().filter(|slow| *slow <= MAX_SLOWNESS);
-                slow.map(Self::Slow)
-                    .ok_or_else(|| refused("give a time with its unit, such as 2s, of at most 10m"))
+                let expected = "give a time with its unit, such as 2s, of at most 10m";
+                value.time(MAX_SLOWNESS, expected).map(Self::Slow)
             }
             DpsFaultName::Move => plain(Self::Move),
-            DpsFaultName::Html => counted().map(Self::Html),
-        }
+            DpsFaultName::Html => value.count_if_any().map(Self::Html),
+        };
+        Ok(fault?)
     }
 
     /// The kind of this fault.
@@ -200,12 +186,8 @@ impl FromStr for DpsFaultOrder {
     type Err = DpsFaultError;
 
     fn from_str(text: &str) -> Result<Self, DpsFaultError> {
-        let (registration_id, fault) = match text.rsplit_once(':') {
-            Some((id, fault)) => (Some(id.to_owned()), fault),
-            None => (None, text),
-        };
-        let (name, value) = fault.split_once('=').unwrap_or((fault, ""));
-        Ok(Self { registration_id, fault: DpsFault::new(name.parse()?, value)? })
+        let (registration_id, name, value) = fault_text::parts(text)?;
+        Ok(Self { registration_id, fault: DpsFault::new(name, value)? })
     }
 }
 
@@ -334,9 +316,15 @@ mod tests {
             assert!(DpsFaultName::is_meant(text));
         }
         assert!(!DpsFaultName::is_meant("dps-1:throttle"));
-        for wrong in
-            ["dps-nothing", "dps-slow", "dps-slow=11m", "dps-failed=1", "dps-throttle=0", "dps-move=1"]
-        {
+        for wrong in [
+            "dps-nothing",
+            "dps-slow",
+            "dps-slow=11m",
+            "dps-failed=1",
+            "dps-throttle=0",
+            "dps-error=",
+            "dps-move=1",
+        ] {
             assert!(wrong.parse::<DpsFaultOrder>().is_err(), "{wrong}");
         }
     }

@@ -3,6 +3,7 @@
 use super::super::tests::{NOW, after, connect, device, hub, id_of, next_id, send};
 use super::super::{EnqueueError, Hub, LockLost, Subscription};
 use super::*;
+use crate::emulator::fault_text::MAX_COUNT;
 use crate::feedback::DeliveryAck;
 use proptest::prelude::*;
 
