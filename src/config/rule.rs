@@ -154,6 +154,8 @@ fn warn_of_hidden(rules: &[Rule], places: &[Range<usize>], report: &mut Report) 
                 shown(earlier.name())
             );
             report.warning(place.clone(), message);
+            // What this rule hides, the earlier one hides, too.
+            continue;
         }
         earliest.insert(rule.name(), place.start);
         let first = rule.conditions().first().map(|one| (&one.subject, one.test.texts()));
