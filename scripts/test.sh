@@ -8,6 +8,9 @@ export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin"
 
 scripts/setup.sh
 
+# Most tests wait for other processes, more than they compute.
+export RUST_TEST_THREADS="${RUST_TEST_THREADS:-$((2 * $(nproc)))}"
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
