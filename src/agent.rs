@@ -124,11 +124,16 @@ pub async fn run(settings: AgentSettings, shutdown: impl Future<Output = ()>) ->
     // Logged before the first connection attempt, which may take long.
     let is_assigned = config.provisioning.as_ref().is_none_or(|enrolled| enrolled.assigned.is_some());
     for identity in config.identities.iter() {
-        let what =
-            if is_assigned || identity.module_id.is_some() { "connecting" } else { "not assigned yet" };
+        let peer = Some(tracing::field::display(identity.dialled()));
+        let has_hub = is_assigned || identity.module_id.is_some();
+        // Before there is an assignment, the identity says only who asks whom for one.
+        let (hub, provisioning, what) =
+            if has_hub { (peer, None, "connecting") } else { (None, peer, "not assigned yet") };
         tracing::info!(
-            hub = %identity.dialled(),
-            device_id = identity.device_id,
+            hub,
+            provisioning,
+            device_id = has_hub.then_some(&*identity.device_id),
+            registration_id = (!has_hub).then_some(&*identity.device_id),
             module_id = identity.module_id,
             rules = config.rules.len(),
             pins = config.gpio.pins.len(),

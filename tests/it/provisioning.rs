@@ -191,6 +191,9 @@ fn a_busy_service_is_asked_until_it_has_an_answer_and_all_say_so_meanwhile() {
     let agent = gateway.run();
     agent.stderr.wait_for("it is busy (status 429)");
     let port = emulator.mqtt.port();
+    let first = agent.stderr.wait_for("not assigned yet");
+    let who = format!("provisioning=localhost:{port} registration_id=\"a\"");
+    assert!(first.contains(&who) && !first.contains("hub="), "{first}");
     wait_for_status(gateway.dir.path(), &format!("not assigned yet: asking localhost:{port} as a"));
     wait_for_status(gateway.dir.path(), "it is busy (status 429)");
     let asked = gateway.provision(&[]);
