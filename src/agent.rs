@@ -338,7 +338,7 @@ async fn next_change(
     reader: &mut ConfigReader,
     assigning: &mut Assigning,
     twin: &mut TwinRulesState,
-    config: &Config,
+    config: &Arc<Config>,
 ) -> Happening {
     if twin.is_judging() {
         return Happening::Twin(twin.next().await);

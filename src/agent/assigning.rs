@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinHandle;
@@ -152,11 +153,11 @@ impl Assigning {
 
     /// Takes a step for the device of `config`, in a thread of its own, and waits until it is done. Without one, it
     /// never resolves. Cancel safe.
-    pub(super) async fn next(&mut self, config: &Config) -> Reassigned {
+    pub(super) async fn next(&mut self, config: &Arc<Config>) -> Reassigned {
         if self.under_way.is_none()
             && let Some(step) = self.wanted.pop_front()
         {
-            let (config, clock) = (config.clone(), self.clock);
+            let (config, clock) = (Arc::clone(config), self.clock);
             let is_look = matches!(step, EnrolmentStep::LookAtFiles);
             self.look_until = is_look.then(|| Instant::now() + READ_LIMIT);
             let before = SeenFiles { stamps: self.files, is_unread: self.is_unread };
@@ -201,14 +202,19 @@ struct SeenFiles {
 }
 
 /// Changes in the disk's order, and reads what to sign in with.
-fn take(mut config: Config, step: EnrolmentStep, before: SeenFiles, clock: fn() -> SystemTime) -> Reassigned {
+fn take(
+    mut config: Arc<Config>,
+    step: EnrolmentStep,
+    before: SeenFiles,
+    clock: fn() -> SystemTime,
+) -> Reassigned {
     if let EnrolmentStep::Assigned { enrolment, .. } = &step
         && config.provisioning.as_ref().is_none_or(|own| !own.enrolment.is_registered_as(enrolment))
     {
         let id = &enrolment.registration_id;
         let trouble =
             format!("an assignment came for {id}, which the configuration no longer names: it is not used");
-        let (trouble, provisioning) = (Some(trouble), config.provisioning);
+        let (trouble, provisioning) = (Some(trouble), config.provisioning.clone());
         return Reassigned {
             step: EnrolmentStep::LookAtFiles,
             trouble,
@@ -218,7 +224,10 @@ fn take(mut config: Config, step: EnrolmentStep, before: SeenFiles, clock: fn() 
         };
     }
     let mut trouble = None;
-    if let Some(mut provisioning) = config.provisioning.take() {
+    // A look comes several times a minute and changes nothing, so it needs no copy of all rules.
+    if !matches!(step, EnrolmentStep::LookAtFiles)
+        && let Some(mut provisioning) = config.provisioning.clone()
+    {
         let done = match &step {
             EnrolmentStep::Assigned { assignment, .. } => {
                 let at = clock().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -248,7 +257,7 @@ fn take(mut config: Config, step: EnrolmentStep, before: SeenFiles, clock: fn() 
             _ => Ok(()),
         };
         trouble = done.and(is_same).err();
-        config.enrol(provisioning);
+        Arc::make_mut(&mut config).enrol(provisioning);
     }
     // Taken before the files are read: see `new`.
     let files = stamps(&config);
@@ -259,7 +268,7 @@ fn take(mut config: Config, step: EnrolmentStep, before: SeenFiles, clock: fn() 
         _ => false,
     };
     let terms = (!is_same).then(|| RoleTerms::read(&config, clock));
-    Reassigned { step, trouble, terms, files, provisioning: config.provisioning }
+    Reassigned { step, trouble, terms, files, provisioning: config.provisioning.clone() }
 }
 
 /// The files of the pair of the device, if it has one. None if one of them is missing.

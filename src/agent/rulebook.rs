@@ -21,7 +21,7 @@ use super::sessions::Role;
 
 /// The configuration in force, with its rules by name.
 pub(super) struct Rulebook {
-    config: Config,
+    config: Arc<Config>,
     facts: HashMap<String, Arc<RuleFacts>>,
     lanes: LaneNames,
 }
@@ -44,16 +44,16 @@ impl Rulebook {
         let facts =
             config.rules.iter().map(|rule| RuleFacts::new(rule, of_twin.contains(rule.name()), &mut lanes));
         let facts = facts.map(|facts| (facts.name.clone(), Arc::new(facts))).collect();
-        Self { config, facts, lanes }
+        Self { config: Arc::new(config), facts, lanes }
     }
 
-    pub(super) fn config(&self) -> &Config {
+    pub(super) fn config(&self) -> &Arc<Config> {
         &self.config
     }
 
     /// The device has another hub.
     pub(super) fn reassign(&mut self, provisioning: Provisioning) {
-        self.config.enrol(provisioning);
+        Arc::make_mut(&mut self.config).enrol(provisioning);
     }
 
     /// The facts of a rule, if there is one of this name.
