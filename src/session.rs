@@ -147,9 +147,9 @@ impl Session {
     }
 
     /// Has the session ask the Device Provisioning Service again: it leaves its hub in good order for that. Without a
-    /// connection it does so with the next one.
+    /// connection it does so with the next one, and not before the end of a pause that the service asked for.
     pub(crate) fn register_again(&self) {
-        self.registration.wanted.notify_one();
+        self.registration.want();
     }
 
     /// The certificate of the present terms, if the device signs in with one.

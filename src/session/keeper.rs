@@ -144,6 +144,9 @@ impl Keeper {
                     continue;
                 }
                 registrations.asked(error.wait(), fastrand::f64());
+                if let Some(pause) = error.wait() {
+                    self.registration.rest(pause, fastrand::f64());
+                }
                 tracing::warn!(reason = %error, "the hub that was assigned before is tried again");
             }
             let pair = trial.pair(&terms);
@@ -403,7 +406,7 @@ impl Keeper {
                     return ConnectionEnd::Changed { held: progress.signed_in.map(|at| at.elapsed()) };
                 }
                 // Without a request, the service has nothing to issue.
-                () = self.registration.wanted.notified(), if progress.signed_in.is_some() => {
+                () = self.registration.wanted(), if progress.signed_in.is_some() => {
                     if self.registration.csr().is_none() {
                         continue;
                     }

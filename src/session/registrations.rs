@@ -54,7 +54,8 @@ impl Registrations {
         self.not_before.get_or_insert_with(soon);
     }
 
-    /// It is asked at once, whenever it was asked before: who wants that spaces its wishes.
+    /// It is asked at once, whenever it was asked before: who wants that spaces its wishes, and they wait for the end of
+    /// a pause that the service asked for.
     pub(super) fn wanted_now(&mut self) {
         *self = Self { wanted: true, ..Self::new() };
     }

@@ -117,6 +117,7 @@ async fn the_session_leaves_its_hub_in_good_order_asks_the_service_and_waits_for
 
     let mut dps = broker.accept().await;
     let busy = publish_on("$dps/registrations/res/429/?$rid=1&retry-after=1", 1, "");
+    let asked = tokio::time::Instant::now();
     service(&mut dps, &busy).await;
     drop(dps);
     // The pair is still good, so the hub is next.
@@ -126,6 +127,11 @@ async fn the_session_leaves_its_hub_in_good_order_asks_the_service_and_waits_for
     session.register_again();
     while peer.read().await.0 != 0xE0 {}
     drop(peer);
+    assert!(
+        asked.elapsed() >= Duration::from_secs(1),
+        "the service asked for a pause: {:?}",
+        asked.elapsed()
+    );
 
     let mut dps = broker.accept().await;
     let state = r#"{"assignedHub":"localhost","deviceId":"dev1","issuedCertificateChain":["AA"]}"#;
