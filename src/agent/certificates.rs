@@ -333,6 +333,14 @@ impl Certificates {
         self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
     }
 
+    /// The hub has refused a request, or its answer is of no use. One that nothing waits for puts nothing off: a hub that
+    /// repeats itself would keep the device from ever asking again, and from asking the service.
+    pub(super) fn hub_failed(&mut self, replaces: bool) {
+        if self.attempts.awaited == Some(Issuer::Hub) {
+            self.failed(replaces);
+        }
+    }
+
     /// The hub is at it. That prolongs the wait for the certificate once.
     pub(super) fn accepted(&mut self) {
         if !std::mem::replace(&mut self.attempts.is_accepted, true) {

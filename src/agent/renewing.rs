@@ -148,7 +148,7 @@ pub(super) fn answered(desk: &mut Desk, assigning: &mut Assigning, answer: &Cert
         }
         RenewalAnswer::Refused(refusal) => {
             tracing::warn!(reason = %refusal, "there is no new certificate yet");
-            desk.certificates.failed(refusal.under_way.is_some());
+            desk.certificates.hub_failed(refusal.under_way.is_some());
         }
     }
 }
@@ -166,7 +166,7 @@ pub(super) fn done(desk: &mut Desk, reassigned: Reassigned) {
     match &reassigned.step {
         EnrolmentStep::LookAtFiles => return looked(desk, reassigned),
         EnrolmentStep::Again => return assigning::tried_again(desk, reassigned),
-        EnrolmentStep::Issued(_) if reassigned.trouble.is_some() => desk.certificates.failed(false),
+        EnrolmentStep::Issued(_) if reassigned.trouble.is_some() => desk.certificates.hub_failed(false),
         _ => {}
     }
     assigning::moved(desk, reassigned);

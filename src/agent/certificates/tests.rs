@@ -64,6 +64,22 @@ async fn a_hub_that_refuses_three_times_leads_to_the_service_and_that_at_a_pace(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hub_that_repeats_its_refusal_does_not_keep_the_device_from_asking_again() {
+    let mut it = in_use();
+    let mut asked = String::new();
+    for _second in 0..300 {
+        match it.look(Instant::now(), time(1900), NextState::Asked, Issuer::Hub) {
+            Some(CertificateWish::AskHub { .. }) => asked.push('h'),
+            Some(CertificateWish::AskService) => asked.push('s'),
+            other => assert_eq!(other, None),
+        }
+        it.hub_failed(false);
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert!(asked.starts_with("hhhs"), "{asked}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missing_key_is_made_whenever_the_disk_may_have_room_again() {
     let mut it = in_use();
     let look = |it: &mut Certificates| it.look(Instant::now(), time(1100), NextState::Absent, Issuer::Hub);
