@@ -13,6 +13,10 @@
 //! | the next pair, renamed | absent | the first sign-in with it has worked |
 //!
 //! The earlier pair goes with the last step, which is one rename. So at any moment a pair is there that has worked.
+//!
+//! A `….next` that cannot be read counts for nothing, and a new key takes its place. That costs a request, but no
+//! sign-in. To keep it until it can be read could cost the device: nothing else would be asked for, and the current
+//! certificate ends.
 
 use std::fs;
 use std::io;
