@@ -107,9 +107,16 @@ fn sentence(status: u16, body: &Body) -> String {
     }
 }
 
-/// Words of the hub, cut short and without control characters.
+/// Words of the hub, cut short and without control characters. They stand in no quotes, so their own need no backslash.
 fn shown(said: &str) -> String {
-    said.chars().take(MOST_SAID).flat_map(char::escape_debug).collect()
+    said.chars().take(MOST_SAID).fold(String::new(), |mut shown, c| {
+        if c == '"' || c == '\'' {
+            shown.push(c)
+        } else {
+            shown.extend(c.escape_debug())
+        }
+        shown
+    })
 }
 
 #[cfg(test)]
@@ -150,8 +157,8 @@ mod tests {
             assert_eq!(refusal.under_way.as_deref(), Some("r-1"));
         }
         assert!(said(412, &json!({ "errorCode": 412_001 })).sentence.contains("no request to replace"));
-        let refusal = said(400, &json!({ "errorCode": 400_004, "message": "id\nmissing", "info": null }));
-        assert!(refusal.sentence.contains("(400004: id\\nmissing): please report this"), "{refusal}");
+        let refusal = said(400, &json!({ "errorCode": 400_004, "message": "\"id\"\nmissing", "info": null }));
+        assert!(refusal.sentence.contains("(400004: \"id\"\\nmissing): please report this"), "{refusal}");
         assert!(said(404, &json!({})).sentence.contains("needs Azure Device Registry"));
         assert_eq!(said(503, &json!([])).sentence, "the hub is busy (503)");
         assert!(said(200, &json!({ "certificates": "x" })).sentence.contains("no list of certificates"));

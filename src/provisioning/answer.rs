@@ -18,6 +18,8 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(2);
 /// Waits outside this range are not believed. Source: wire reference 12.4.
 const SHORTEST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// The most characters of the service's words that are shown.
+const MOST_SAID: usize = 300;
 
 /// What an answer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,10 +109,21 @@ fn wait(retry_after: Option<&str>) -> Duration {
     seconds.map_or(DEFAULT_WAIT, |seconds| Duration::from_secs(seconds).clamp(SHORTEST_WAIT, LONGEST_WAIT))
 }
 
+/// Text of the service without control characters, cut short. It stands in no quotes, so its own need no backslash.
+fn shown(text: &str) -> String {
+    text.chars().take(MOST_SAID).fold(String::new(), |mut shown, c| {
+        if c == '"' || c == '\'' {
+            shown.push(c)
+        } else {
+            shown.extend(c.escape_debug())
+        }
+        shown
+    })
+}
+
 /// The words of the service, in one line.
 fn words(code: Option<u64>, message: Option<&str>) -> String {
-    let message: String =
-        message.unwrap_or_default().chars().take(200).flat_map(char::escape_debug).collect();
+    let message = shown(message.unwrap_or_default());
     match (code, message.trim_end_matches('.')) {
         (Some(code), "") => code.to_string(),
         (Some(code), message) => format!("{code}: {message}"),
@@ -221,6 +234,9 @@ mod tests {
             assert!(read(202, &body).is_err(), "{id}");
         }
         assert!(sentence(409, b"").contains("status 409"));
+        let taken = br#"{"errorCode":409001,"message":"the device \"a\" isn't free\u001b[2J"}"#;
+        let said = sentence(409, taken);
+        assert!(said.contains("(status 409, 409001: the device \"a\" isn't free\\u{1b}[2J): "), "{said}");
     }
 
     #[test]

@@ -79,6 +79,14 @@ fn provision_shows_what_it_would_ask_asks_once_and_again_on_demand() {
 }
 
 #[test]
+fn the_words_of_the_service_have_no_backslashes() {
+    let emulator = Emulator::start_with(&["--device", "a", "--dps-device", "a"]);
+    let refused = Gateway::with_key(&emulator, "a", "").provision(&[]);
+    let plain = "(status 409, 409001: the device \"a\" of localhost";
+    assert!(said(&refused).contains(plain) && !said(&refused).contains('\\'), "{}", said(&refused));
+}
+
+#[test]
 fn a_container_needs_nothing_but_its_environment_and_a_certificate_names_its_device() {
     let emulator = Emulator::start_with(&["--dps-device", "reg-01"]);
     let dir = tempfile::tempdir().expect("a directory");
