@@ -126,9 +126,9 @@ impl StateDir {
         now: SystemTime,
     ) -> Result<Self, StateDirError> {
         make_directory(root)?;
+        make_directory(&root.join("devices"))?;
         // Lock before reading, so that another emulator cannot change the files until they are written.
         let lock = lock(root)?;
-        make_directory(&root.join("devices"))?;
         let (mut secret_files, mut secrets) = SecretFiles::open(root, authority, now)?;
         for (name, ..) in POLICIES {
             add_keys(&mut secrets.policies, name)?;

@@ -115,10 +115,12 @@ impl StateDirError {
     }
 }
 
-/// Locks the directory: two emulators would overwrite each other's connection strings.
+/// Locks the directory: two emulators would overwrite each other's connection strings. The lock is that of a directory
+/// in it, because an agent locks the directory of its inbox for a moment, and that may be this one: see
+/// [`trust::replace_as`].
 pub(super) fn lock(root: &Path) -> Result<fs::File, StateDirError> {
     let failed = |reason| StateDirError::Io { verb: "lock", path: root.to_owned(), reason };
-    let directory = fs::File::open(root).map_err(failed)?;
+    let directory = fs::File::open(root.join("devices")).map_err(failed)?;
     match directory.try_lock() {
         Ok(()) => Ok(directory),
         Err(fs::TryLockError::WouldBlock) => Err(StateDirError::InUse(root.to_owned())),

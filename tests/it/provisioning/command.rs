@@ -168,3 +168,14 @@ fn init_writes_an_enrolment_whose_three_commands_bring_it_to_its_hub() {
     wait_for_file(&dir.path().join("pins.json"), "\"on\"");
     assert_eq!(agent.terminate(), Some(0));
 }
+
+#[test]
+fn an_inbox_in_the_directory_of_the_emulator_keeps_its_assignment() {
+    let emulator = Emulator::start_with(&["--dps-device", "a"]);
+    let inbox = emulator.state.join("inbox.journal");
+    let rest = format!("[inbox]\npath = {inbox:?}\n");
+    let gateway = Gateway::with_key(&emulator, "a", &rest);
+    let asked = gateway.provision(&[]);
+    assert_eq!(asked.status.code(), Some(0), "{}", said(&asked));
+    assert!(emulator.state.join("inbox.journal.assignment").exists());
+}
