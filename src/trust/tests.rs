@@ -151,6 +151,16 @@ fn a_new_file_takes_the_place_of_a_link_and_leaves_its_target_alone() {
 }
 
 #[test]
+fn a_lock_that_another_user_keeps_on_the_directory_keeps_nothing_from_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let foreign = fs::File::open(dir.path()).unwrap();
+    foreign.lock().unwrap();
+    let file = dir.path().join("assignment");
+    replace_as(&file, b"hub", None).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), b"hub");
+}
+
+#[test]
 fn two_processes_that_write_one_file_leave_it_whole() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("pair");
