@@ -163,12 +163,15 @@ fn derive(args: &DeriveKeyArgs) -> Result<Exit, Failure> {
         let file = std::fs::File::open(&args.group_key_file);
         file.and_then(|file| file.take(MAX_KEY_BYTES).read_to_string(&mut text))
     };
-    let name = args.group_key_file.display();
+    let name = match args.group_key_file.to_string_lossy() {
+        name if name == "-" => "standard input".into(),
+        name => name,
+    };
     read.map_err(|error| {
         let reason = trust::in_words(&error);
         anyhow!("cannot read the key of the group from {name}: {reason}; correct --group-key-file")
     })?;
-    let group = SharedAccessKey::from_base64(&text)
+    let group = SharedAccessKey::from_base64_in_limits(&text)
         .map_err(|error| Failure::usage(anyhow!("{name} does not hold the key of a group: {error}")))?;
     if args.registration_id.contains(|c: char| c.is_ascii_uppercase()) {
         super::tell(

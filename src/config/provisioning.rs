@@ -256,7 +256,7 @@ fn read_proof(
     }
     if let Some(text) = from_environment {
         let wrong = |error: SasError| report.problem(Place::Environment, format!("{KEY_VARIABLE}: {error}"));
-        let key = SharedAccessKey::from_base64(&text).map_err(wrong).ok()?;
+        let key = SharedAccessKey::from_base64_in_limits(&text).map_err(wrong).ok()?;
         return Some(ReadProof::Key(key, None));
     }
     if let Some(field) = key_file {
@@ -295,7 +295,7 @@ fn read_key(
     let read = files::read_text(&path, MAX_KEY_BYTES)
         .map_err(|reason| format!("cannot read {}: {reason}", path.display()));
     let key = read.and_then(|text| {
-        SharedAccessKey::from_base64(&text).map_err(|error| format!("{}: {error}", path.display()))
+        SharedAccessKey::from_base64_in_limits(&text).map_err(|error| format!("{}: {error}", path.display()))
     });
     match key {
         Ok(key) => {

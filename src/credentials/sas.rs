@@ -7,6 +7,7 @@
 //! token.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -18,6 +19,7 @@ use super::excerpt;
 
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const SCHEME: &str = "SharedAccessSignature ";
+const KEY_BYTES: RangeInclusive<usize> = 16..=64;
 
 /// A symmetric key. It cannot be printed; `Debug` is redacted.
 #[derive(Clone, PartialEq, Eq)]
@@ -36,6 +38,17 @@ impl SharedAccessKey {
     pub fn from_base64(text: &str) -> Result<Self, SasError> {
         let bytes = BASE64.decode(text.trim()).map_err(|_| SasError::Key)?;
         if bytes.is_empty() { Err(SasError::Key) } else { Ok(Self(bytes)) }
+    }
+
+    /// As [`Self::from_base64`], for a key of an enrolment or a device, which the services take in 16 to 64 bytes only.
+    /// Source: azure-docs, iot-dps, concepts-symmetric-key-attestation.
+    ///
+    /// # Errors
+    /// As [`Self::from_base64`], and [`SasError::KeyLength`].
+    pub fn from_base64_in_limits(text: &str) -> Result<Self, SasError> {
+        let key = Self::from_base64(text)?;
+        let length = key.0.len();
+        if KEY_BYTES.contains(&length) { Ok(key) } else { Err(SasError::KeyLength(length)) }
     }
 
     /// The base64 form, for writing a connection string. Never log it.
@@ -208,6 +221,13 @@ pub enum SasError {
     /// The key is not base64.
     #[error("the shared access key is not base64: copy the whole key, it usually ends with =")]
     Key,
+    /// The key is shorter or longer than the services take.
+    #[error(
+        "the shared access key has {0} bytes (decoded from base64), but Azure takes {min} to {max}: copy the whole key",
+        min = KEY_BYTES.start(),
+        max = KEY_BYTES.end()
+    )]
+    KeyLength(usize),
     /// The text does not begin as a token does.
     #[error("a SAS token begins with \"SharedAccessSignature \"")]
     Scheme,

@@ -81,7 +81,7 @@ pub(super) fn enrolment(args: &InitArgs, id_scope: &str) -> Result<NewEnrolment,
                 read_string(File::open(path).map_err(|error| unreadable(path, &error))?, path)?
             };
             let key = text.trim().to_owned();
-            SharedAccessKey::from_base64(&key)
+            SharedAccessKey::from_base64_in_limits(&key)
                 .map_err(|why| Failure::usage(anyhow!("--key-file {}: {why}", path.display())))?;
             NewProof::Key(key)
         }

@@ -41,6 +41,60 @@ fn derive_key_prints_the_key_of_the_test_vector_and_nothing_else() {
 }
 
 #[test]
+fn a_key_of_another_length_than_azure_takes_is_refused_with_its_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("short.key");
+    let name = file.display().to_string();
+    let config = dir.path().join("new.toml").display().to_string();
+    let text = "[provisioning]\nid_scope = \"0ne1\"\nregistration_id = \"a\"\n";
+    let (long, shortest) = ("QUFB".repeat(22), "AAECAwQFBgcICQoLDA0ODw==");
+    for (key, length) in [("QUFB", Some(3)), (&*long, Some(66)), (shortest, None)] {
+        std::fs::write(&file, key).expect("written");
+        let by_file = write_config(dir.path(), &format!("{text}key_file = {name:?}\n"));
+        let mut piped = binary();
+        piped.args(["provision", "derive-key", "--group-key-file", "-", "--registration-id", "a"]);
+        piped.stdin(std::fs::File::open(&file).expect("the key"));
+        let mut dry_run = binary();
+        dry_run.args(["provision", "--dry-run", "-c"]).arg(&by_file);
+        let mut from_environment = binary();
+        let bare = dir.path().join("bare.toml");
+        std::fs::write(&bare, text).expect("written");
+        from_environment.args(["provision", "--dry-run", "-c"]).arg(bare).env("C2D_PROVISIONING_KEY", key);
+        let mut init = binary();
+        init.args([
+            "init",
+            "--provisioning",
+            "0ne1",
+            "--simulated",
+            "--pin",
+            "p=1",
+            "--registration-id",
+            "a",
+        ]);
+        init.args(["-c", &config, "--key-file", &name]).env_remove("SUDO_USER");
+        let derived = derive(&["--group-key-file", &name, "--registration-id", "a"]);
+        for (output, names_it) in [
+            (derived, &*name),
+            (piped.output().expect("it ran"), "standard input"),
+            (run(&mut dry_run), &*name),
+            (run(&mut from_environment), "C2D_PROVISIONING_KEY"),
+            (run(&mut init), &*name),
+        ] {
+            let said = said(&output);
+            let Some(length) = length else {
+                assert_eq!(output.status.code(), Some(0), "{said}");
+                continue;
+            };
+            let sentence = format!(
+                "has {length} bytes (decoded from base64), but Azure takes 16 to 64: copy the whole key"
+            );
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains(&sentence) && said.contains(names_it) && !said.contains(key), "{said}");
+        }
+    }
+}
+
+#[test]
 fn provision_shows_what_it_would_ask_asks_once_and_again_on_demand() {
     let key = format!("reg-01={DERIVED}");
     let emulator = Emulator::start_with(&["--dps-device", &key]);
