@@ -26,9 +26,10 @@ const MAX_KEY_BYTES: u64 = 1024;
 
 /// Ask the Device Provisioning Service which hub this device belongs to, and keep the answer.
 ///
-/// The agent does this by itself when it starts without an assignment, and when its hub refuses it. If an assignment is
-/// kept, this command only shows it; --again asks all the same. A running agent takes up what it finds at its next
-/// reload: systemctl reload c2d-agent. Run it as root or as the agent's user.
+/// The answer is the assignment: a hub, and the device's name there. The agent asks by itself when it starts without an
+/// assignment, and when its hub refuses it. If an assignment is kept, this command only shows it; --again asks all the
+/// same. A running agent uses a new assignment after its next reload: systemctl reload c2d-agent. Run this command as
+/// root or as the agent's user.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -41,10 +42,10 @@ pub(super) struct ProvisionArgs {
     /// The configuration file.
     #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Ask the service even if there is an assignment.
+    /// Ask the service even if an assignment is kept.
     #[arg(long)]
     again: bool,
-    /// Only show who would ask, and where; ask nothing.
+    /// Only show which service would be asked, as which device, and where the answer would be kept; ask nothing.
     #[arg(long, conflicts_with = "again")]
     dry_run: bool,
     /// Print one JSON object.
@@ -61,13 +62,14 @@ enum ProvisionCommand {
 
 /// Print the key of one device of an enrolment group, derived from the key of the group.
 ///
-/// Run it where images are made. Who has the key of the group can be every device of it, so it never belongs on a device.
+/// Run it on the computer that prepares the devices. Never copy the key of the group to a device, because it signs in as
+/// every device of the group. Put the printed key into the file that key_file in [provisioning] names.
 #[derive(Debug, clap::Args)]
 struct DeriveKeyArgs {
-    /// The file that holds the key of the group in base64; - for standard input.
+    /// The file that holds the key of the group in base64, as the provisioning service shows it; - for standard input.
     #[arg(long, value_name = "FILE")]
     group_key_file: PathBuf,
-    /// The device's registration id, in exactly the letters that the device will send.
+    /// The device's registration id, exactly as in its configuration: with other capitals, the key is another one.
     #[arg(long, value_name = "ID")]
     registration_id: String,
 }
@@ -82,6 +84,8 @@ enum ProvisionLine<'a> {
         registration_id: &'a str,
         proof: &'static str,
         file: String,
+        /// Whether an assignment is kept, so that only `--again` asks.
+        kept: bool,
     },
     Assigned {
         service: String,
@@ -192,10 +196,13 @@ fn would_ask(provisioning: &Provisioning, as_json: bool) -> Result<Exit, Failure
         EnrolmentAuth::Key(_) => "key",
         EnrolmentAuth::Certificate { .. } => "certificate",
     };
+    let kept = provisioning.assigned.is_some();
+    let (when, what) = if kept { ("with --again, ", "replace") } else { ("", "keep the answer in") };
     let text = format!(
-        "would ask {service} with ID scope {id_scope} as {registration_id} with its {proof}, and keep the answer in {file}"
+        "{when}this would ask the provisioning service at {service} for a hub, as registration id {registration_id} of ID scope \
+         {id_scope}, with the device's {proof}, and {what} {file}"
     );
-    print(as_json, &text, &ProvisionLine::WouldAsk { service, id_scope, registration_id, proof, file })
+    print(as_json, &text, &ProvisionLine::WouldAsk { service, id_scope, registration_id, proof, file, kept })
 }
 
 fn assigned(provisioning: &Provisioning, asked: bool, as_json: bool) -> Result<Exit, Failure> {

@@ -48,7 +48,7 @@ fn registers(provisioning: &Provisioning) -> Finding {
         EnrolmentAuth::Certificate { .. } => "certificate",
     };
     Check::Identity.ok(format!(
-        "registration {registration_id} of ID scope {id_scope} at {endpoint}, by its {by}; no hub is assigned yet"
+        "registration id {registration_id} of ID scope {id_scope} at {endpoint}, by its {by}; no hub is assigned yet"
     ))
 }
 

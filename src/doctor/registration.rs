@@ -36,7 +36,7 @@ pub(super) async fn registration(
     }
     if matches!(agent, RunningAgent::Running { .. }) && !forced {
         return check
-            .skipped("no hub is assigned yet, and the running agent asks for one: --sign-in asks, too");
+            .skipped("no hub is assigned yet, and the running agent asks for one: with --sign-in, the doctor asks, too");
     }
     if let Err(reason) = may_try {
         return check.skipped(reason);

@@ -92,7 +92,7 @@ fn a_dry_run_does_nothing_and_a_list_may_come_from_standard_input() {
         (process.stdout.text(), process.stderr.text(), code)
     };
     let (stdout, stderr, code) = from_stdin(&["--dry-run", "--rate", "1/min"]);
-    let words = "would be patching twins at 2 devices, at most 1.0/min: at least 2 min";
+    let words = "dry run: patching twins at 2 devices, at most 1.0/min: at least 2 min";
     assert_eq!((stdout.as_str(), stderr.as_str(), code), (words, "", Some(0)));
     assert!(desired(&running, "pump-1").get("a").is_none());
     let (stdout, _, code) = from_stdin(&["--json"]);

@@ -147,7 +147,7 @@ impl CallsOutput {
             return print(&json(&CallsLine::Run { devices, per_minute, seconds: time.as_secs() })?);
         }
         let devices = if devices == 1 { "1 device".to_owned() } else { format!("{devices} devices") };
-        let doing = if is_dry { format!("would be {doing}") } else { doing.to_owned() };
+        let doing = if is_dry { format!("dry run: {doing}") } else { doing.to_owned() };
         print(&format!(
             "{doing} at {devices}, at most {}: at least {}",
             per_minute_text(per_minute),

@@ -110,7 +110,11 @@ fn provision_shows_what_it_would_ask_asks_once_and_again_on_demand() {
     assert_eq!((&would["registrationId"], &would["proof"]), (&"reg-01".into(), &"key".into()));
     assert!(!gateway.assignment().exists(), "nothing was asked");
     let text = said(&gateway.provision(&["--dry-run"]));
-    assert!(text.starts_with(&format!("would ask {service} with ID scope 0ne00000001 as reg-01")), "{text}");
+    let asks = format!(
+        "this would ask the provisioning service at {service} for a hub, as registration id reg-01 of ID scope 0ne00000001, with \
+         the device's key, and keep the answer in "
+    );
+    assert!(text.starts_with(&asks) && would["kept"] == false, "{text}");
 
     let first = json(&["--json"]);
     assert_eq!((&first["event"], &first["asked"]), (&"assigned".into(), &true.into()));
@@ -120,6 +124,9 @@ fn provision_shows_what_it_would_ask_asks_once_and_again_on_demand() {
     let text = said(&gateway.provision(&[]));
     assert!(text.starts_with("reg-01 is device reg-01 on hub localhost:"), "{text}");
     assert!(text.contains(&format!("kept in {}", gateway.assignment().display())), "{text}");
+    let text = said(&gateway.provision(&["--dry-run"]));
+    assert!(text.starts_with("with --again, this would ask") && text.contains(" and replace /"), "{text}");
+    assert_eq!(json(&["--dry-run", "--json"])["kept"], true);
     assert_eq!(gateway.provision(&["--again", "--dry-run"]).status.code(), Some(2));
 
     // Without an enrolment there is nothing to ask.
@@ -158,7 +165,12 @@ fn a_container_needs_nothing_but_its_environment_and_a_certificate_names_its_dev
     let text = format!("[provisioning]\nid_scope = \"0ne00000001\"\n{proof}\n");
     let config = write_config(dir.path(), &text);
     let dry = run(binary().args(["provision", "--dry-run", "-c"]).arg(&config));
-    assert!(said(&dry).contains("as pump-12 with its certificate"), "{}", said(&dry));
+    assert!(
+        said(&dry)
+            .contains("as registration id pump-12 of ID scope 0ne00000001, with the device's certificate"),
+        "{}",
+        said(&dry)
+    );
     write_config(dir.path(), &format!("{text}registration_id = \"other\"\n"));
     let dry = said(&run(binary().args(["provision", "--dry-run", "-c"]).arg(&config)));
     assert!(
