@@ -102,6 +102,8 @@ fn what_a_killed_agent_had_not_begun_is_finished_at_the_new_hub() {
     ["m1", "m2"].iter().for_each(|id| drop(emulator.send("a", &["--message-id", id])));
     wait_for_file(&dir.path().join("out"), "m1");
     wait_for_status(gateway.dir.path(), "1 running, 1 waiting");
+    // What waits may not be on disk yet.
+    wait_for_status(gateway.dir.path(), "2 records (2 not ended");
     agent.kill();
 
     move_away(&emulator);
