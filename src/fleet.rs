@@ -18,7 +18,7 @@ mod sending;
 mod template;
 
 pub(crate) use calls::{CallProgress, CallsError, call_each};
-pub(crate) use estimate::{Estimate, Tier};
+pub(crate) use estimate::{Estimate, PresentRate, Tier};
 pub(crate) use journal::{JournalError, RunJournal, Settlement};
 pub(crate) use list::{Entry, EntryList, ListError, MAX_ENTRIES};
 pub(crate) use pace::Pace;

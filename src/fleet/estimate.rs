@@ -1,10 +1,12 @@
-//! How long a run takes, and what share of the hub's daily quota it uses.
+//! How long a run takes and still takes, and what share of the hub's daily quota it uses.
 //!
-//! Owns: the limits of each tier. Must not know: what is sent.
+//! Owns: the limits of each tier. Must not know: what is sent. The time is an argument.
 //!
 //! Source: azure-docs, iot-hub-devguide-quotas-throttling, and its table of tiers (2026).
 
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// The quota counts pieces of this size. For the Free tier they are 512 bytes.
 const PIECE: usize = 4096;
@@ -30,6 +32,55 @@ pub(crate) struct Estimate {
     pub(crate) time: Duration,
     /// The share of what the hub takes in a day; 1 is all of it.
     pub(crate) quota: f64,
+}
+
+/// How fast a run goes at present: as fast as its pace allows, or slower if the hub's answers or the disk are slow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PresentRate {
+    /// Messages a minute that the pace allows.
+    allowed: f64,
+    /// Since when it allows them; later than now while the hub is left alone.
+    since: Instant,
+    /// How many have ended since then.
+    ended: usize,
+}
+
+impl PresentRate {
+    pub(crate) fn new(allowed: f64, since: Instant) -> Self {
+        Self { allowed, since, ended: 0 }
+    }
+
+    /// The pace allows so many messages a minute from `since` on. Returns whether that is news.
+    pub(crate) fn paced(&mut self, allowed: f64, since: Instant) -> bool {
+        let is_news = allowed != self.allowed;
+        // What was measured at another rate says nothing of this one.
+        if is_news {
+            *self = Self::new(allowed, since);
+        }
+        is_news
+    }
+
+    /// One more message has ended.
+    pub(crate) fn one_more(&mut self) {
+        self.ended += 1;
+    }
+
+    /// Messages a minute.
+    pub(crate) fn per_minute(&self, now: Instant) -> f64 {
+        let elapsed = now.saturating_duration_since(self.since).as_secs_f64();
+        // The first message leaves at once, and says nothing of the rate.
+        match self.ended {
+            0 | 1 => self.allowed,
+            ended => self.allowed.min(ended as f64 * 60.0 / elapsed.max(0.001)),
+        }
+    }
+
+    /// How long `messages` take from now on.
+    pub(crate) fn time_for(&self, messages: usize, now: Instant) -> Duration {
+        let sending = messages as f64 * 60.0 / self.per_minute(now);
+        let sending = Duration::try_from_secs_f64(sending).unwrap_or(Duration::MAX);
+        sending.saturating_add(self.since.saturating_duration_since(now))
+    }
 }
 
 impl Tier {
@@ -103,6 +154,29 @@ mod tests {
         assert_eq!(of(Tier::S1, 1).quota, 0.025);
         assert_eq!(of(Tier::S1, 2).quota, 0.0125);
         assert!(of(Tier::Free, 1).quota > 1.0);
+    }
+
+    #[test]
+    fn the_time_that_is_left_follows_the_pace_and_what_the_hub_makes_of_it() {
+        let begin = Instant::now();
+        let after = |seconds| begin + Duration::from_secs(seconds);
+        let mut rate = PresentRate::new(600.0, begin);
+        assert_eq!(rate.time_for(100, begin), Duration::from_secs(10));
+        (0..100).for_each(|_| rate.one_more());
+        assert_eq!(rate.time_for(100, after(10)), Duration::from_secs(10));
+        // The hub throttles at 10 s, and is left alone for 20 s.
+        assert!(rate.paced(300.0, after(30)) && !rate.paced(300.0, after(31)));
+        assert_eq!(rate.time_for(100, after(10)), Duration::from_secs(40));
+        assert_eq!(rate.time_for(100, after(29)), Duration::from_secs(21));
+        (0..50).for_each(|_| rate.one_more());
+        assert_eq!(rate.time_for(50, after(40)), Duration::from_secs(10));
+        // It takes fewer than the pace allows.
+        assert_eq!(
+            (rate.per_minute(after(50)), rate.time_for(50, after(50))),
+            (150.0, Duration::from_secs(20))
+        );
+        assert!(rate.paced(360.0, after(50)));
+        assert_eq!(rate.time_for(60, after(50)), Duration::from_secs(10));
     }
 
     #[test]

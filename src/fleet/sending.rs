@@ -36,8 +36,8 @@ const MOST_TRIES: u32 = 3;
 /// What happens, for the program that shows it.
 #[derive(Debug)]
 pub(crate) enum Progress<'a> {
-    /// The hub has answered, and the journal has it.
-    Settled { entry: usize, settlement: &'a Settlement },
+    /// The hub has answered, and the journal has it. The pace allows so many messages a minute at present.
+    Settled { entry: usize, settlement: &'a Settlement, per_minute: f64 },
     /// The hub does not take the message now. The journal has nothing of it, so a resumed run sends it again.
     Postponed { entry: usize, condition: &'a str, error: &'a str },
     /// The hub throttles or fails, and is left alone.
@@ -454,8 +454,9 @@ impl<'a> Sending<'a> {
             self.unwritten = unwritten;
             return Err(error.into());
         }
+        let per_minute = self.pace.per_minute();
         for (index, settlement) in &unwritten {
-            tell(Progress::Settled { entry: *index, settlement });
+            tell(Progress::Settled { entry: *index, settlement, per_minute });
         }
         Ok(())
     }

@@ -185,7 +185,7 @@ fn a_hub_that_throttles_is_left_alone_and_everything_arrives_in_the_end() {
     };
     throttle();
     let process = Process::spawn(&mut to_list(&running, &path));
-    process.stderr.wait_for("the hub throttles: waiting 10 s, then ");
+    process.stderr.wait_for("the hub throttles: waiting 10 s, then 3000000/min: 10 s left");
     running.hub.with(|hub, _| ids(3).iter().all(|device| hub.clear_faults(device, None)));
     assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
     for device in ids(3) {

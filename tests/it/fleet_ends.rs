@@ -83,6 +83,9 @@ fn all_that_a_query_finds_get_one_message_from_a_hub_that_throttles_in_the_middl
     process.stdout.wait_for("\"throttled\"");
     running.hub.with(|hub, _| hub.clear_faults("pump-600", None));
     assert_eq!(process.wait_exit().code(), Some(0), "{}", process.stderr.text());
+    let lines = json_lines(&process.stdout.text());
+    let throttled = lines.iter().find(|line| line["event"] == "throttled").expect("it is told");
+    assert_eq!((&throttled["perMinute"], &throttled["secondsLeft"]), (&3_000_000.0.into(), &10.into()));
     for device in ids(DEVICES) {
         let bodies: Vec<_> = running
             .hub

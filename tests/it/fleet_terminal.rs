@@ -12,6 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+use c2d_agent::emulator::hub::{Fault, FaultOrder};
+
 use crate::fleet::{ids, with_list};
 use crate::harness::DEADLINE;
 
@@ -105,6 +107,32 @@ fn a_terminal_shows_a_bar_and_then_the_sums() {
         "{}",
         watched.seen
     );
+}
+
+#[test]
+fn the_time_that_is_left_is_that_of_a_hub_that_throttles() {
+    let (running, path) = with_list(90, &ids(90).join("\n"));
+    let order = FaultOrder { device_id: Some("pump-30".into()), fault: Fault::Throttle };
+    running.hub.with(|hub, _| hub.order_faults(&[order])).expect("set");
+    let mut command = running.sender();
+    command.arg("--devices-from").arg(&path).args(["--rate", "20/s"]);
+    let mut watched = Watched::start(&mut command);
+    // About 61 messages at half the rate, after a pause of 10 s.
+    watched.wait_for("the hub throttles: waiting 10 s, then 600/min: 1");
+    running.hub.with(|hub, _| hub.clear_faults("pump-30", None));
+    watched.wait_for(" accepted, 0 refused, 600/min, 1");
+    assert_eq!(watched.exit_code(), Some(0), "{}", watched.seen);
+    // The pause is over, and does not count any more.
+    let number = |bar: &str, after: &str| -> u32 {
+        let text = bar.split(after).nth(1).unwrap_or_else(|| panic!("{bar}")).trim_start();
+        text.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{bar}"))
+    };
+    let late: Vec<_> = watched.bars().into_iter().filter(|bar| number(bar, "%") > 45).collect();
+    let late: Vec<_> = late.into_iter().filter(|bar| bar.contains(" left")).collect();
+    assert!(late.len() > 5, "{}", watched.seen);
+    for bar in late {
+        assert!(number(bar, "/min,") <= (90 - number(bar, "%")) / 10 + 3, "{bar}");
+    }
 }
 
 #[test]

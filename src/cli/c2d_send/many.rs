@@ -299,7 +299,7 @@ async fn send(
         Ok((service, link))
     };
     let mut show = |progress: Progress<'_>| {
-        if let Progress::Settled { entry, settlement } = &progress {
+        if let Progress::Settled { entry, settlement, .. } = &progress {
             note(*entry, settlement);
         }
         output.borrow_mut().progress(&progress);

@@ -32,7 +32,12 @@ pub(super) enum ManyLine<'a> {
     Throttled {
         wait_ms: u64,
         per_minute: f64,
+        seconds_left: u64,
         error: &'a str,
+    },
+    Pace {
+        per_minute: f64,
+        seconds_left: u64,
     },
     Lost {
         error: String,

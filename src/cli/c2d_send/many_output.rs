@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::time::Instant;
 
 use super::many_bar::RunBar;
 use super::many_events::{ManyLine, RefusedMessage, StatusCount};
@@ -16,7 +17,7 @@ use crate::cli::hub_size::per_minute_text;
 use crate::cli::shown::{self, Output, plain, shell, span};
 use crate::cli::tell;
 use crate::feedback::FeedbackRecord;
-use crate::fleet::{Entry, Estimate, Naming, Progress, Run, Settlement};
+use crate::fleet::{Entry, Estimate, Naming, PresentRate, Progress, Run, Settlement};
 use crate::outcome::OutcomeReport;
 use crate::trust;
 
@@ -36,8 +37,7 @@ pub(super) struct ManyOutput<'a> {
     begun: Instant,
     told: Instant,
     accepted: usize,
-    /// How many were settled or postponed now, without what was known before.
-    now: usize,
+    rate: PresentRate,
     /// Of how many messages feedback or an outcome is known.
     heard: Option<(usize, &'static str)>,
     refused: BTreeMap<String, Refusals>,
@@ -85,7 +85,7 @@ impl<'a> ManyOutput<'a> {
             begun: now,
             told: now,
             accepted: 0,
-            now: 0,
+            rate: PresentRate::new(1.0, now),
             heard: None,
             refused: BTreeMap::new(),
             postponed: BTreeMap::new(),
@@ -95,6 +95,7 @@ impl<'a> ManyOutput<'a> {
     /// Says what is about to be sent. `is_same` says whether all devices get the same message.
     pub(super) fn planned(&mut self, estimate: &Estimate, hub_size: &str, is_same: bool, dry_run: bool) {
         let Estimate { messages, per_minute, time, quota } = *estimate;
+        self.rate = PresentRate::new(per_minute, Instant::now());
         if messages == 0 && !self.json {
             return self.line(&format!("nothing is left to send  (run {})", plain(&self.run.id)));
         }
@@ -145,26 +146,38 @@ impl<'a> ManyOutput<'a> {
     /// Prints what has happened.
     pub(super) fn progress(&mut self, progress: &Progress<'_>) {
         match *progress {
-            Progress::Settled { entry, settlement: Settlement::Accepted } => {
-                self.accepted += 1;
-                if let Some((message_id, Entry { device_id, number, .. })) = self.named(entry) {
-                    self.object(&ManyLine::Accepted { message_id: &message_id, device_id, number: *number });
+            Progress::Settled { entry, settlement, per_minute } => {
+                if self.rate.paced(per_minute, Instant::now()) && self.json {
+                    self.object(&ManyLine::Pace { per_minute, seconds_left: self.time_left().as_secs() });
                 }
-                self.one_more();
-            }
-            Progress::Settled { entry, settlement: Settlement::Refused { condition, error } } => {
-                note_down(&mut self.refused, entry, condition, error);
-                self.not_taken(entry, condition, error, true);
+                match settlement {
+                    Settlement::Accepted => {
+                        self.accepted += 1;
+                        if let Some((message_id, Entry { device_id, number, .. })) = self.named(entry) {
+                            let (message_id, number) = (&*message_id, *number);
+                            self.object(&ManyLine::Accepted { message_id, device_id, number });
+                        }
+                        self.one_more();
+                    }
+                    Settlement::Refused { condition, error } => {
+                        note_down(&mut self.refused, entry, condition, error);
+                        self.not_taken(entry, condition, error, true);
+                    }
+                }
             }
             Progress::Postponed { entry, condition, error } => {
                 note_down(&mut self.postponed, entry, condition, error);
                 self.not_taken(entry, condition, error, false);
             }
             Progress::Slowed { error, wait, per_minute } => {
-                let text = || {
-                    format!("{}: waiting {}, then {}", plain(error), span(wait), per_minute_text(per_minute))
-                };
-                self.note(text, &ManyLine::Throttled { wait_ms: milliseconds(wait), per_minute, error });
+                self.rate = PresentRate::new(per_minute, Instant::now() + wait);
+                let (left, rate) = (self.time_left(), per_minute_text(per_minute));
+                let text =
+                    || format!("{}: waiting {}, then {rate}: {} left", plain(error), span(wait), span(left));
+                let (wait_ms, seconds_left) = (milliseconds(wait), left.as_secs());
+                // The note draws the bar again.
+                self.show_bar();
+                self.note(text, &ManyLine::Throttled { wait_ms, per_minute, seconds_left, error });
             }
             Progress::Lost { error, wait } => {
                 let error = error.to_string();
@@ -227,7 +240,7 @@ impl<'a> ManyOutput<'a> {
     }
 
     fn one_more(&mut self) {
-        self.now += 1;
+        self.rate.one_more();
         self.show();
     }
 
@@ -257,14 +270,19 @@ impl<'a> ManyOutput<'a> {
         if let Some((count, what)) = self.heard {
             text.push_str(&format!(", {count} with {what}"));
         }
-        let left = self.run.entries.len().saturating_sub(self.done());
-        // The first messages leave at once, and say nothing of the rate.
-        if self.now > 1 && left > 0 {
-            let per_second = self.now as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
-            let time = Duration::try_from_secs_f64(left as f64 / per_second).unwrap_or(Duration::MAX);
-            text.push_str(&format!(", {}, {} left", per_minute_text(per_second * 60.0), span(time)));
+        if self.left() > 0 {
+            let rate = self.rate.per_minute(Instant::now());
+            text.push_str(&format!(", {}, {} left", per_minute_text(rate), span(self.time_left())));
         }
         text
+    }
+
+    fn time_left(&self) -> Duration {
+        self.rate.time_for(self.left(), Instant::now())
+    }
+
+    fn left(&self) -> usize {
+        self.run.entries.len().saturating_sub(self.done())
     }
 
     fn done(&self) -> usize {
@@ -284,7 +302,7 @@ impl<'a> ManyOutput<'a> {
     ) -> anyhow::Result<usize> {
         self.bar = None;
         let (refused, postponed) = (sum(&self.refused), sum(&self.postponed));
-        let open = self.run.entries.len().saturating_sub(self.done());
+        let open = self.left();
         let indices: Vec<_> =
             self.refused.values().flat_map(|refusals| refusals.entries.iter().copied()).collect();
         let lists = [

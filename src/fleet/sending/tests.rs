@@ -128,7 +128,7 @@ fn play_at(
         };
         let mut tell = |progress: Progress<'_>| {
             told.push(match progress {
-                Progress::Settled { entry, settlement } => format!("{entry} {settlement:?}"),
+                Progress::Settled { entry, settlement, .. } => format!("{entry} {settlement:?}"),
                 Progress::Postponed { entry, condition, .. } => format!("{entry} postponed {condition}"),
                 Progress::Slowed { error, wait, .. } => format!("slowed {wait:?} {error}"),
                 Progress::Lost { error, wait } => format!("lost {wait:?} {error}"),
