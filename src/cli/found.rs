@@ -31,7 +31,7 @@ pub(super) async fn devices(
     identity: &ServiceIdentity,
     sql: &str,
 ) -> Result<EntryList, Failure> {
-    let query = whole(sql).map_err(Failure::usage)?;
+    let query = of_devices(sql).map_err(Failure::usage)?;
     let (way, ca_file) = (hub.https().map_err(Failure::usage)?, hub.ca_file());
     let service = HttpsService::new(identity, way, ca_file.as_deref(), TOKEN_LIFETIME, SystemTime::now);
     let mut service = service.map_err(anyhow::Error::new)?;
@@ -116,20 +116,26 @@ pub(super) fn condition(sql: &str) -> Option<&str> {
     }
 }
 
-/// A condition is made a whole query.
+/// A condition is made a whole query, which finds the ids of devices.
+pub(super) fn whole(sql: &str) -> String {
+    match condition(sql) {
+        Some(condition) => format!("SELECT deviceId FROM devices WHERE {condition}"),
+        None => sql.to_owned(),
+    }
+}
+
+/// A whole query for devices of which each gets something.
 ///
 /// # Errors
 /// When it selects whole twins.
-fn whole(sql: &str) -> anyhow::Result<String> {
-    if let Some(condition) = condition(sql) {
-        return Ok(format!("SELECT deviceId FROM devices WHERE {condition}"));
-    }
+fn of_devices(sql: &str) -> anyhow::Result<String> {
+    let query = whole(sql);
     // The "properties" of a twin would be taken for those of a message.
     anyhow::ensure!(
-        !sql.split_whitespace().nth(1).is_some_and(|columns| columns.starts_with('*')),
+        !query.split_whitespace().nth(1).is_some_and(|columns| columns.starts_with('*')),
         "SELECT * finds whole twins: name the columns that are needed, as in SELECT deviceId, tags.site FROM devices"
     );
-    Ok(sql.to_owned())
+    Ok(query)
 }
 
 #[cfg(test)]
@@ -141,9 +147,9 @@ mod tests {
     fn a_condition_is_made_a_query() {
         let query = "SELECT deviceId FROM devices WHERE tags.site = '12'";
         for text in ["tags.site = '12'", "WHERE tags.site = '12'", "  where  tags.site = '12' ", query] {
-            assert_eq!(whole(text).expect("a query"), query);
+            assert_eq!((whole(text).as_str(), of_devices(text).expect("a query").as_str()), (query, query));
         }
-        assert!(whole("SELECT * FROM devices").is_err() && whole("select *, deviceId").is_err());
+        assert!(of_devices("SELECT * FROM devices").is_err() && of_devices("select *, deviceId").is_err());
     }
 
     #[test]

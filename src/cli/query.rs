@@ -10,25 +10,27 @@ use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs};
 use super::rows::{self, RowsOutput};
-use super::{Exit, Failure, transport};
+use super::{Exit, Failure, found, transport};
 use crate::service::TOKEN_LIFETIME;
 
 /// Ask the hub for devices, twins, modules or the results of jobs.
 ///
-/// The query is SQL as IoT Hub has it: SELECT … FROM devices, devices.modules or devices.jobs. The hub's index is some
-/// seconds to minutes behind the twins.
+/// The query is SQL as IoT Hub has it: SELECT … FROM devices, devices.modules or devices.jobs. A condition alone, as behind
+/// WHERE, finds the ids of devices: those that c2d-send, invoke-method and twin patch mean with the same --query. The hub's
+/// index is some seconds to minutes behind the twins.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
+  c2d-agent query \"tags.site = '12'\"
   c2d-agent query \"SELECT deviceId, tags.site FROM devices\"
   c2d-agent query \"SELECT COUNT() AS n FROM devices WHERE status = 'disabled'\"
   c2d-agent query \"SELECT * FROM devices.jobs\" --json --limit 10000
 
 Exit codes: 0 done, even if nothing was found; 1 an error; 2 the query or the arguments are wrong.", mut_arg("transport", |argument| transport::only(argument, transport::OF_REST)))]
 pub(super) struct QueryArgs {
-    /// The query.
+    /// The query, or only the condition behind WHERE.
     #[arg(value_name = "SQL")]
     sql: String,
     #[command(flatten)]
@@ -58,13 +60,14 @@ impl LimitArgs {
 /// # Errors
 /// When the hub cannot be reached or refuses the query.
 pub(super) fn run(args: &QueryArgs) -> Result<Exit, Failure> {
+    let sql = found::whole(&args.sql);
     let wanted = RowsOutput {
         json: args.output.json,
         limit: args.limit.rows(),
-        columns: columns(&args.sql),
+        columns: columns(&sql),
         shape: &Value::clone,
     };
-    ask(&args.hub, &args.sql, &wanted)
+    ask(&args.hub, &sql, &wanted)
 }
 
 /// Asks the hub, and prints what it finds.

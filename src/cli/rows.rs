@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::shown::{Output, terminal_width};
+use super::shown::{Output, plain, shorten, terminal_width};
 use super::{Failure, tell};
 use crate::service::{HttpsService, ServiceError};
 
@@ -22,6 +22,8 @@ const THROTTLED: Duration = Duration::from_secs(10);
 const MOST_TRIES: usize = 60;
 /// A page may be empty although more follow, but not for ever.
 const MOST_EMPTY: usize = 100;
+/// Most characters of a query that an error repeats.
+const MOST_SHOWN: usize = 500;
 
 /// How rows are printed.
 pub(super) struct RowsOutput<'a> {
@@ -58,7 +60,11 @@ pub(super) async fn pages(
                 tokio::time::sleep(THROTTLED).await;
                 continue;
             }
-            Err(error @ ServiceError::Query(_)) => return Err(Failure::usage(error)),
+            // The hub names a column of the whole query, of which the user may have given the condition.
+            Err(error @ ServiceError::Query(_)) => {
+                let query = shorten(&plain(query), MOST_SHOWN);
+                return Err(Failure::usage(anyhow::anyhow!("{error}; the query was: {query}")));
+            }
             page => page.map_err(|error| super::back_end::failed(error.into()))?,
         };
         is_first = false;

@@ -176,6 +176,14 @@ fn a_query_prints_a_table_or_json_over_all_pages_and_says_when_there_is_more() {
     assert_eq!(stderr, "there is more: raise --limit (now 1000)\n");
     let (stdout, stderr, _) = query(&running, &["SELECT COUNT() AS n FROM devices"]);
     assert_eq!((stdout.as_str(), stderr.as_str()), ("n\n1500\n", ""));
+    // As --query of c2d-send takes it.
+    for condition in ["deviceId = 'pump-7'", "where deviceId = 'pump-7'"] {
+        let (stdout, stderr, code) = query(&running, &[condition]);
+        assert_eq!((stdout.as_str(), stderr.as_str(), code), ("deviceId\npump-7\n", "", Some(0)));
+    }
+    let (_, stderr, code) = query(&running, &["SELCT *"]);
+    let asked = "; the query was: SELECT deviceId FROM devices WHERE SELCT *\n";
+    assert!(stderr.ends_with(asked) && code == Some(2), "{stderr}");
     let (_, stderr, code) = query(&running, &["SELECT FROM"]);
     assert!(stderr.contains("the hub refuses the query: ") && code == Some(2), "{stderr}");
     let (_, stderr, code) = query(&running, &[all, "--limit", "0"]);
