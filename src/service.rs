@@ -280,8 +280,13 @@ pub enum ServiceError {
     #[error("the hub knows no {0}: check --device and --module")]
     UnknownModule(String),
     /// No device took the call of a method.
-    #[error("{0} is not connected, or takes no methods: --connect-timeout waits for it")]
-    NotOnline(String),
+    #[error("{}", not_online(.target, *.waited))]
+    NotOnline {
+        /// The device or module that was called.
+        target: String,
+        /// How long the hub waited for it.
+        waited: Duration,
+    },
     /// A method that the device may or may not have run.
     #[error(
         "{target} did not answer {name}, and may have run it or may still run it: its connection ended, or \
@@ -359,6 +364,22 @@ impl ServiceError {
         match self {
             Self::Refused(refusal) => Some(refusal),
             _ => None,
+        }
+    }
+}
+
+/// Why a method did not reach its device, and which option waits for what.
+fn not_online(target: &str, waited: Duration) -> String {
+    match waited.is_zero() {
+        true => format!(
+            "{target} is not connected, or takes no methods: --connect-timeout waits until it connects, --timeout for \
+             its answer"
+        ),
+        false => {
+            let waited = humantime::format_duration(waited);
+            format!(
+                "{target} did not connect within {waited}, which --connect-timeout sets, or takes no methods"
+            )
         }
     }
 }

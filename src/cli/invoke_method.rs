@@ -61,7 +61,7 @@ pub(super) struct InvokeArgs {
     /// How long the device may take to answer, 5s to 5m.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = response_timeout)]
     timeout: Duration,
-    /// How long the device may take to connect, at most 5m.
+    /// How long to wait for a device that is not connected, at most 5m.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = connect_timeout)]
     connect_timeout: Duration,
     #[command(flatten)]
@@ -219,7 +219,7 @@ fn told(target: &Addressee, method: &str, answer: &MethodAnswer, took: Duration)
 
 fn failed(error: anyhow::Error) -> Failure {
     let exit = match error.downcast_ref() {
-        Some(ServiceError::NotOnline(_)) => Exit::NegativeFeedback,
+        Some(ServiceError::NotOnline { .. }) => Exit::NegativeFeedback,
         Some(ServiceError::NoMethodAnswer { .. }) => Exit::NoFeedback,
         _ => return back_end::failed(error),
     };

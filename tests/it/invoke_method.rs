@@ -72,9 +72,12 @@ fn a_status_that_is_no_success_is_exit_code_5_and_json_is_one_line_whatever_the_
 fn who_is_not_there_and_who_does_not_answer_are_told_apart() {
     let emulator = Emulator::start();
     let (stdout, stderr, code) = invoke(&emulator, &["--method", "ping"]);
-    let words =
-        "c2d-agent: device dev1 is not connected, or takes no methods: --connect-timeout waits for it\n";
+    let words = "c2d-agent: device dev1 is not connected, or takes no methods: --connect-timeout waits until it \
+                 connects, --timeout for its answer\n";
     assert_eq!((stdout.as_str(), stderr.as_str(), code), ("", words, Some(3)));
+    let (_, stderr, code) = invoke(&emulator, &["--method", "ping", "--connect-timeout", "1s"]);
+    let words = "c2d-agent: device dev1 did not connect within 1s, which --connect-timeout sets, or takes no methods\n";
+    assert_eq!((stderr.as_str(), code), (words, Some(3)));
 
     let _connected_but_deaf = sign_in(&emulator, true);
     assert_eq!(invoke(&emulator, &["--method", "ping"]).2, Some(3));

@@ -151,7 +151,7 @@ fn each_device_is_called_once_and_the_table_says_what_became_of_it() {
             "dev2  failed: not connected, or takes no methods",
             "gone  failed: not known to the hub",
             "        1  answered with status 200",
-            "        1  not connected, or takes no methods",
+            "        1  not connected, or takes no methods: --connect-timeout waits for them",
             "        1  not known to the hub",
         ]
     );
@@ -216,7 +216,8 @@ fn devices_where_it_may_have_been_done_are_in_a_list_of_their_own() {
     assert_eq!(process.wait_exit().code(), Some(3), "{}", process.stderr.text());
     let printed = process.stdout.text();
     let end = format!(
-        "        1  no answer in time: it may or may not have been done\n        1  not connected, or takes no methods\n\
+        "        1  no answer in time: it may or may not have been done\n        1  not connected, or takes no methods: \
+         --connect-timeout waits for them\n\
          the devices where it was not done are in {list}.failed, for --devices-from\n\
          in {list}.unknown are the devices where it may have been done: look at each of them before you do it again"
     );

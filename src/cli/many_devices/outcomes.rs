@@ -87,10 +87,13 @@ struct OutcomeSum<'a> {
     devices: usize,
 }
 
+const NOT_ONLINE: &str = "not connected, or takes no methods";
+const NOT_ONLINE_IN_A_JOB: &str = "failed: DeviceNotOnline";
+
 /// The outcome of a call that failed, in words that are the same for all devices.
 pub(in crate::cli) fn kind(error: &ServiceError) -> &'static str {
     match error {
-        ServiceError::NotOnline(_) => "not connected, or takes no methods",
+        ServiceError::NotOnline { .. } => NOT_ONLINE,
         ServiceError::NoMethodAnswer { .. } => "no answer in time: it may or may not have been done",
         ServiceError::UnknownDevice(_) | ServiceError::UnknownModule(_) => "not known to the hub",
         ServiceError::Unanswered(_) | ServiceError::Lost(_) | ServiceError::Late { .. } => {
@@ -125,7 +128,7 @@ pub(in crate::cli) fn unknown_file(failed_file: &Path) -> PathBuf {
 /// The error of one call, without the options of a command for one device.
 pub(in crate::cli) fn sentence(error: &ServiceError) -> String {
     match error {
-        ServiceError::UnknownDevice(_) | ServiceError::UnknownModule(_) | ServiceError::NotOnline(_) => {
+        ServiceError::UnknownDevice(_) | ServiceError::UnknownModule(_) | ServiceError::NotOnline { .. } => {
             kind(error).to_owned()
         }
         error => error.to_string(),
@@ -253,7 +256,12 @@ impl CallsOutput {
             .map(|(outcome, devices)| (outcome.as_str(), *devices))
             .chain(rest.map(|(outcome, entries)| (*outcome, entries.len())))
         {
-            print(&format!("{devices:>9}  {outcome}"))?;
+            // The outcome of --json stays as it is, because scripts compare it.
+            let remedy = match outcome {
+                NOT_ONLINE | NOT_ONLINE_IN_A_JOB => ": --connect-timeout waits for them",
+                _ => "",
+            };
+            print(&format!("{devices:>9}  {outcome}{remedy}"))?;
         }
         let name = |file: &Path| shell(&file.display().to_string());
         if let Some(file) = failed_file {

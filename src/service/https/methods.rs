@@ -89,7 +89,9 @@ impl HttpsService {
                 .map_err(|_| answer::no_hub(&self.host, "an answer without the device's status"));
         }
         Err(match error_code(&body) {
-            Some(NOT_ONLINE) => ServiceError::NotOnline(target.to_string()),
+            Some(NOT_ONLINE) => {
+                ServiceError::NotOnline { target: target.to_string(), waited: call.connect_timeout }
+            }
             Some(NO_ANSWER) => ServiceError::NoMethodAnswer {
                 target: target.to_string(),
                 name: call.name.clone(),
