@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::features::{self, Feature};
 
@@ -233,7 +233,8 @@ impl From<anyhow::Error> for Failure {
 /// Parses the command line, runs the subcommand, and returns the exit code. A panic in any thread ends the process from
 /// then on.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
         Err(error) => match lacking(&error) {
             Some(sentence) => {
@@ -248,7 +249,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 );
                 return ExitCode::from(Exit::Usage as u8);
             }
-            None => error.exit(),
+            None => with_whole_usage(error, &arguments).exit(),
         },
     };
     let given = cli.log_level.as_deref().filter(|level| !level.is_empty());
@@ -310,6 +311,19 @@ fn lacking(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else { return None };
     let (command, part) = OPTIONAL.iter().find(|(command, part)| command == name && !part.is_built())?;
     Some(part.lacks(command))
+}
+
+/// The error with the usage of its command. That of clap repeats what was given, also by a variable of the environment,
+/// and does not say what else may be.
+fn with_whole_usage(mut error: clap::Error, given: &[OsString]) -> clap::Error {
+    if error.get(ContextKind::Usage).is_some() {
+        let mut program = Cli::command();
+        program.build();
+        let of =
+            given.iter().fold(&program, |command, word| command.find_subcommand(word).unwrap_or(command));
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(of.clone().render_usage()));
+    }
+    error
 }
 
 fn last_word(failure: &Failure) -> String {

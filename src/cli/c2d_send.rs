@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, anyhow};
+use clap::ArgGroup;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
@@ -44,6 +45,11 @@ use output::SendOutput;
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("target").required(true).args(["device", "devices_from", "query", "resume"]))]
+#[command(override_usage = "c2d-agent c2d-send [OPTIONS] --device <ID>
+       c2d-agent c2d-send [OPTIONS] --devices-from <FILE>
+       c2d-agent c2d-send [OPTIONS] --query <SQL>
+       c2d-agent c2d-send [OPTIONS] --resume <JOURNAL>")]
 #[command(after_help = "Examples:
   c2d-agent c2d-send --device pi-01 --property action=pump --property state=on
   c2d-agent c2d-send --device pi-01 --data hello --ack full --expiry 10m --wait
@@ -59,7 +65,7 @@ the arguments are wrong, 3 not delivered (of many: some were refused or not take
 succeed.", mut_arg("transport", |argument| transport::only(argument, transport::OF_SEND)))]
 pub(super) struct SendArgs {
     /// The device that the message is for.
-    #[arg(long, value_name = "ID", required_unless_present_any = many::SELECTORS)]
+    #[arg(long, value_name = "ID")]
     device: Option<String>,
     #[command(flatten)]
     message: MessageArgs,

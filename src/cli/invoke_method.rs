@@ -37,6 +37,9 @@ const MOST_SHOWN: usize = 200;
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "c2d-agent invoke-method [OPTIONS] --method <NAME> --device <ID>
+       c2d-agent invoke-method [OPTIONS] --method <NAME> --devices-from <FILE>
+       c2d-agent invoke-method [OPTIONS] --method <NAME> --query <SQL>")]
 #[command(after_help = "Examples:
   c2d-agent invoke-method --device pi-01 --method reboot
   c2d-agent invoke-method --device pi-01 --method relay --data '{\"value\": \"on\"}'

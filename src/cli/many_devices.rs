@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
+use clap::ArgGroup;
 use futures_util::StreamExt as _;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
@@ -27,9 +28,6 @@ pub(super) mod outcomes;
 use job::JobArgs;
 use outcomes::{CallsOutput, ToldCall, unknown_file};
 
-/// What can stand in place of `--device`.
-pub(super) const SELECTORS: [&str; 2] = ["devices_from", "query"];
-
 /// Calls on their way at a time, each on a connection of its own.
 const AT_ONCE: usize = 10;
 /// How long a hub may throttle everything.
@@ -39,9 +37,10 @@ const LONGEST_TOKEN: Duration = Duration::from_secs(7 * 24 * 3600);
 
 // The device or module of a request, unless it is for many.
 #[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("target").required(true).args(["device", "devices_from", "query"]))]
 pub(super) struct OneOrManyArgs {
     /// The device.
-    #[arg(long, value_name = "ID", required_unless_present_any = SELECTORS, conflicts_with_all = SELECTORS)]
+    #[arg(long, value_name = "ID")]
     device: Option<String>,
     /// A module of the device.
     #[arg(long, value_name = "ID")]
@@ -54,7 +53,7 @@ pub(super) struct OneOrManyArgs {
 #[command(next_help_heading = "Many devices")]
 pub(super) struct ManyDevicesArgs {
     /// Each device of a list: an id a line, or a JSON object a line with "deviceId". - is standard input.
-    #[arg(long, value_name = "FILE", conflicts_with = "query")]
+    #[arg(long, value_name = "FILE")]
     devices_from: Option<PathBuf>,
     /// Each device that the hub finds: the condition behind WHERE, or a whole query that selects deviceId.
     #[arg(long, value_name = "SQL")]

@@ -56,6 +56,9 @@ struct Get {
 
 /// Merge into the tags and desired properties, of one twin or of many; null removes a property.
 #[derive(Debug, clap::Args)]
+#[command(override_usage = "c2d-agent twin patch [OPTIONS] --device <ID>
+       c2d-agent twin patch [OPTIONS] --devices-from <FILE>
+       c2d-agent twin patch [OPTIONS] --query <SQL>")]
 #[command(after_help = "Examples:
   c2d-agent twin patch --device pi-01 --desired '{\"interval\": 30, \"old\": null}'
   c2d-agent twin patch --device pi-01 --tags '{\"room\": 7}' --etag AAAAAAAAAAI=
@@ -77,7 +80,7 @@ struct Patch {
     #[arg(long, value_name = "JSON")]
     tags: Option<String>,
     /// Patch only if the twin still has this etag; `twin get` shows it.
-    #[arg(long, value_name = "ETAG", conflicts_with_all = many_devices::SELECTORS)]
+    #[arg(long, value_name = "ETAG", conflicts_with_all = ["devices_from", "query"])]
     etag: Option<String>,
     #[command(flatten)]
     output: OutputArgs,

@@ -30,6 +30,36 @@ fn written(help: &str) -> Vec<&str> {
 }
 
 #[test]
+fn the_usage_of_a_command_says_what_stands_for_what_also_below_an_error() {
+    let one = "<--device <ID>|--devices-from <FILE>|--query <SQL>>";
+    let send = "<--device <ID>|--devices-from <FILE>|--query <SQL>|--resume <JOURNAL>>";
+    let others = ["--device <ID>", "--devices-from <FILE>", "--query <SQL>"];
+    let of_send = [&others[..], &["--resume <JOURNAL>"]].concat();
+    for (command, fixed, alternatives, needed) in [
+        ("c2d-send", "", &of_send[..], vec![send]),
+        ("invoke-method", " --method <NAME>", &others, vec!["--method <NAME>", one]),
+        ("twin patch", "", &others, vec![one]),
+    ] {
+        let line = |alternative: &&str| format!("c2d-agent {command} [OPTIONS]{fixed} {alternative}");
+        let lines: Vec<_> = alternatives.iter().map(line).collect();
+        let usage = format!("\nUsage: {}\n\n", lines.join("\n       "));
+        let command: Vec<_> = command.split(' ').map(str::to_owned).collect();
+        let help = help(&command, 80);
+        assert!(help.contains(&usage), "{help}");
+        // The port was not given on the command line.
+        let refused = run(binary().args(&command).env("C2D_HTTPS_PORT", "443"));
+        let needed: String = needed.iter().map(|needed| format!("  {needed}\n")).collect();
+        let words = format!("error: the following required arguments were not provided:\n{needed}{usage}");
+        let said = String::from_utf8(refused.stderr).expect("UTF-8");
+        assert!(said.starts_with(&words), "{said}");
+    }
+    let refused = run(binary().args(["c2d-send", "--device", "a", "--query", "b"]));
+    let said = String::from_utf8(refused.stderr).expect("UTF-8");
+    let words = "error: the argument '--device <ID>' cannot be used with '--query <SQL>'\n\nUsage: c2d-agent c2d-send";
+    assert!(said.starts_with(words) && said.contains(" --resume <JOURNAL>\n"), "{said}");
+}
+
+#[test]
 fn no_line_of_the_help_breaks_where_its_next_word_has_room() {
     for command in commands(Vec::new()) {
         let text = help(&command, 80);

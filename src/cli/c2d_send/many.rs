@@ -36,9 +36,6 @@ mod follow;
 
 use follow::{Awaited, Follow};
 
-/// What can stand in place of `--device`.
-pub(super) const SELECTORS: [&str; 3] = ["devices_from", "query", "resume"];
-
 /// Messages on their way at a time. A hub answers within a few of them, and this many may come twice after a `kill -9`.
 const WINDOW: usize = 16;
 /// How long the hub may take nothing.
@@ -52,10 +49,10 @@ const DEFAULT_TIER: &str = "s1";
 pub(super) struct ManyArgs {
     /// Send to each device of a list: an id a line, or a JSON object a line with "deviceId" and columns for
     /// placeholders; its "properties" are added to the message, and its "body" is the body. - is standard input.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["device", "query", "resume"])]
+    #[arg(long, value_name = "FILE")]
     devices_from: Option<PathBuf>,
     /// Send to each device that the hub finds: the condition behind WHERE, or a whole query that selects deviceId.
-    #[arg(long, value_name = "SQL", conflicts_with_all = ["device", "resume"])]
+    #[arg(long, value_name = "SQL")]
     query: Option<String>,
     /// Send many messages to --device: a JSON object a line, with columns as for --devices-from. - is standard input.
     #[arg(long, value_name = "FILE", requires = "device", conflicts_with_all = ["count", "devices_from", "query",
@@ -66,7 +63,7 @@ pub(super) struct ManyArgs {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: Option<u32>,
     /// Go on with a run that was interrupted: send what its journal has not settled, with the same ids.
-    #[arg(long, value_name = "JOURNAL", conflicts_with_all = ["device", "properties", "data", "file", "message_id",
+    #[arg(long, value_name = "JOURNAL", conflicts_with_all = ["properties", "data", "file", "message_id",
         "correlation_id", "user_id", "content_type", "content_encoding", "ack", "expiry", "journal"])]
     resume: Option<PathBuf>,
     /// How fast to send, such as 100/min or 5/s [default: what --tier and --units allow].
