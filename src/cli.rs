@@ -35,6 +35,8 @@ mod doctor;
 #[cfg(feature = "emulator")]
 mod emulator;
 #[cfg(feature = "full")]
+mod event_watch;
+#[cfg(feature = "full")]
 mod found;
 mod healthcheck;
 #[cfg(feature = "full")]

@@ -30,6 +30,7 @@ mod message;
 mod outcome;
 mod output;
 mod property;
+mod telemetry;
 
 use many::ManyArgs;
 use message::{LONGEST_EXPIRY, MessageArgs};
@@ -82,10 +83,10 @@ pub(super) struct SendArgs {
     /// Wait until the device reports the outcome of its action, for 60s or the given time, and print the outcome; of many
     /// messages, that long after the last one.
     ///
-    /// c2d-send reads the device's twin and, for one message, its telemetry (report = "twin", "telemetry" or both). With
-    /// --transport amqp-ws, or where the hub's Event Hubs endpoint cannot be reached on port 5671, it reads the twin only.
-    /// The hub's HTTPS port must be reachable, and the policy needs ServiceConnect, as for sending. HTTPS_PROXY is used.
-    /// c2d-send checks all this before it sends one message.
+    /// c2d-send reads the device's twin and its telemetry (report = "twin", "telemetry" or both). With --transport amqp-ws,
+    /// or where the hub's Event Hubs endpoint cannot be reached on port 5671, it reads the twin only. The hub's HTTPS port
+    /// must be reachable, and the policy needs ServiceConnect, as for sending. HTTPS_PROXY is used. c2d-send checks all
+    /// this before it sends the first message.
     #[arg(
         long,
         value_name = "DURATION",

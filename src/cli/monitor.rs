@@ -1,10 +1,10 @@
 //! `c2d-agent monitor`: the messages that devices send, as they reach the hub.
 //!
-//! Owns: its arguments, what is printed, connecting again, the exit code. Must not know: AMQP.
+//! Owns: its arguments, what is printed, the exit code. Must not know: AMQP.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use base64::Engine as _;
@@ -15,17 +15,13 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 
 use super::back_end::{self, HubArgs, OutputArgs, duration, unreadable};
+use super::event_watch::EventWatch;
 use super::shown::{Output, moment, plain, shorten};
 use super::{Exit, Failure, check_is_no_secret, tell, transport};
 use crate::credentials::{EventHubConnectionString, check_device_id};
 use crate::message::format_time;
-use crate::service::{EventHubAccess, EventReader, EventStart, EventsFrom, HubEvent, ServiceError};
+use crate::service::{EventHubAccess, EventStart, HubEvent, ServiceError};
 
-/// The first and the longest delay before another attempt.
-const FIRST_DELAY: Duration = Duration::from_secs(1);
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
-/// After a connection that held this long, the delays start again with the first.
-const STABLE: Duration = Duration::from_secs(60);
 /// Most characters of a body, and of all properties, in a line for people; --json has all.
 const MOST_SHOWN: usize = 500;
 
@@ -88,12 +84,6 @@ struct MonitorLine<'a> {
     body_base64: Option<String>,
 }
 
-/// What ended the watch.
-enum MonitorEnd {
-    Count,
-    ReaderGone,
-}
-
 /// Watches until something ends it.
 ///
 /// # Errors
@@ -126,10 +116,10 @@ pub(super) fn run(args: &MonitorArgs) -> Result<Exit, Failure> {
                 }
                 (None, None) => return Err(anyhow!("no hub is named").into()),
             };
-            watch(args, &access, ca_file.as_deref(), &mut printed).await
+            watch(args, access, ca_file, &mut printed).await
         };
         tokio::select! {
-            ended = watching => return ended.map(|_| Exit::Done),
+            ended = watching => return ended.map(|()| Exit::Done),
             Some(_signal) = signals.next() => return Ok(Exit::Done),
             () = over => {}
         }
@@ -156,63 +146,23 @@ fn given(path: &Path) -> anyhow::Result<EventHubAccess> {
     Ok(string.into())
 }
 
-/// Prints what comes, and connects again when the endpoint goes away.
+/// Prints what comes, until enough has come or the reader of standard output is gone.
 async fn watch(
     args: &MonitorArgs,
-    access: &EventHubAccess,
-    ca_file: Option<&Path>,
+    access: EventHubAccess,
+    ca_file: Option<PathBuf>,
     printed: &mut u64,
-) -> Result<MonitorEnd, Failure> {
-    let begun = SystemTime::now();
+) -> Result<(), Failure> {
+    let failed = |error: ServiceError| back_end::failed(error.into());
     let start = args.since.map_or(EventStart::Latest, |since| {
-        EventStart::After(begun.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH))
+        EventStart::After(SystemTime::now().checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH))
     });
-    let mut from = EventsFrom { group: args.consumer_group.clone(), start, offsets: BTreeMap::new() };
-    let (mut delay, mut is_first) = (FIRST_DELAY, true);
-    loop {
-        let error = match EventReader::open(access, ca_file, &mut from, SystemTime::now()).await {
-            Ok(mut reader) => {
-                tell(if is_first { "watching the messages of devices" } else { "connected again" });
-                is_first = false;
-                let since = Instant::now();
-                let ended = read(args, &mut reader, &mut from, printed).await?;
-                if since.elapsed() >= STABLE {
-                    delay = FIRST_DELAY;
-                }
-                match ended {
-                    Ok(end) => return Ok(end),
-                    Err(error) => error,
-                }
-            }
-            Err(error) => error,
-        };
-        // A failure of the first connection is not retried, so that wrong arguments are told at once.
-        let passes = error.is_passing() || error.refusal().is_some_and(|refusal| !refusal.is_lasting());
-        if is_first || !passes {
-            return Err(back_end::failed(error.into()));
-        }
-        tell(format_args!("{error}; trying again in {} s", delay.as_secs()));
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(LONGEST_DELAY);
-    }
-}
-
-/// Prints what comes over one connection. The inner error is that of the connection.
-async fn read(
-    args: &MonitorArgs,
-    reader: &mut EventReader,
-    from: &mut EventsFrom,
-    printed: &mut u64,
-) -> Result<Result<MonitorEnd, ServiceError>, Failure> {
+    let opened = EventWatch::open(access, ca_file, args.consumer_group.clone(), start).await;
+    let mut events = opened.map_err(failed)?;
+    tell("watching the messages of devices");
     let mut out = Output::new();
     loop {
-        let event = match reader.next().await {
-            Ok(event) => event,
-            Err(error) => return Ok(Err(error)),
-        };
-        if let Some(offset) = &event.offset {
-            from.offsets.insert(event.partition.clone(), offset.clone());
-        }
+        let event = events.next(|note| tell(note)).await.map_err(failed)?;
         if args.device.as_ref().is_some_and(|device| *device != event.device_id) {
             continue;
         }
@@ -222,11 +172,11 @@ async fn read(
         }
         out.flush()?;
         if !out.is_open() {
-            return Ok(Ok(MonitorEnd::ReaderGone));
+            return Ok(());
         }
         *printed += 1;
         if args.count.is_some_and(|count| *printed >= count) {
-            return Ok(Ok(MonitorEnd::Count));
+            return Ok(());
         }
     }
 }

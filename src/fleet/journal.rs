@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -109,6 +110,8 @@ pub(crate) struct RunJournal {
     path: PathBuf,
     /// The length of all that is known to be whole.
     length: u64,
+    /// Of the first message that was settled.
+    first_settled: Option<SystemTime>,
 }
 
 impl RunJournal {
@@ -122,7 +125,7 @@ impl RunJournal {
             io::ErrorKind::AlreadyExists => JournalError::Exists(path.to_owned()),
             _ => JournalError::Open { path: path.to_owned(), error },
         })?;
-        let mut journal = Self { file, path: path.to_owned(), length: 0 };
+        let mut journal = Self { file, path: path.to_owned(), length: 0, first_settled: None };
         journal.lock()?;
         let written = journal.write_run(run).and_then(|()| trust::sync_directory(trust::directory_of(path)));
         if let Err(error) = written {
@@ -143,7 +146,7 @@ impl RunJournal {
     pub(crate) fn resume(path: &Path) -> Result<(Self, BegunRun), JournalError> {
         let failed = |error| JournalError::Open { path: path.to_owned(), error };
         let file = trust::open(path, OFlags::RDWR).map_err(failed)?;
-        let mut journal = Self { file, path: path.to_owned(), length: 0 };
+        let mut journal = Self { file, path: path.to_owned(), length: 0, first_settled: None };
         journal.lock()?;
         let begun = journal.read().map_err(failed)??;
         journal.file.set_len(journal.length).map_err(failed)?;
@@ -155,6 +158,11 @@ impl RunJournal {
         &self.path
     }
 
+    /// When the first message of a resumed run was settled, if one was.
+    pub(crate) fn first_settled(&self) -> Option<SystemTime> {
+        self.first_settled
+    }
+
     /// Appends what was settled, and returns when it is on disk. Blocks.
     ///
     /// # Errors
@@ -162,7 +170,7 @@ impl RunJournal {
     pub(crate) fn settle(
         &mut self,
         settled: &[(&Entry, &Settlement)],
-        at: std::time::SystemTime,
+        at: SystemTime,
     ) -> Result<(), JournalError> {
         let at = humantime::format_rfc3339_seconds(at).to_string();
         let mut text = Vec::new();
@@ -225,7 +233,7 @@ impl RunJournal {
         let mut run: Option<(Run, usize)> = None;
         let mut settled = Vec::new();
         let mut conditions = HashSet::new();
-        let mut length = 0;
+        let (mut length, mut first_settled) = (0, None);
         for line in 1.. {
             text.clear();
             let most = LONGEST_LINE as u64 + 1;
@@ -257,7 +265,8 @@ impl RunJournal {
                 {
                     settled = vec![None; *entries];
                 }
-                (Ok(JournalLine::Settled { number, device, mut settlement, .. }), Some((run, _))) => {
+                (Ok(JournalLine::Settled { number, device, at, mut settlement }), Some((run, _))) => {
+                    first_settled = first_settled.or_else(|| humantime::parse_rfc3339(&at).ok());
                     if let Settlement::Refused { condition, error } = &mut settlement
                         && !conditions.insert(condition.clone())
                     {
@@ -274,7 +283,7 @@ impl RunJournal {
             }
         }
         drop(reader);
-        self.length = length;
+        (self.length, self.first_settled) = (length, first_settled);
         Ok(match run {
             Some((run, _)) if !settled.is_empty() => Ok((run, settled)),
             _ => Err(JournalError::NotReady(path)),
@@ -299,7 +308,6 @@ fn put(writer: &mut impl Write, line: &JournalLine) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::fleet::EntryList;
-    use std::time::SystemTime;
 
     const LIST: &str = "{\"deviceId\": \"a\", \"x\": [1,  2]}\n{\"deviceId\":\"b\"}\n{\"deviceId\":\"c\"}";
 

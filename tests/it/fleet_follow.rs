@@ -2,7 +2,12 @@
 //!
 //! Owns: nothing. Must not know: how a run is sent.
 
-use c2d_agent::outcome::{OutcomeKind, OutcomeReport, TwinReport};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use c2d_agent::emulator::hub::Hub;
+use c2d_agent::message::{C2dMessage, Properties};
+use c2d_agent::outcome::{OutcomeKind, OutcomeReport, REPORT_PROPERTY, TwinReport};
 use serde_json::Value;
 
 use crate::c2d_send::Running;
@@ -12,10 +17,8 @@ use crate::json_lines::json_lines;
 
 const THREE: &str = "pump-1\npump-2\npump-3\n";
 
-/// The device reports the outcome of this message in its twin.
-fn reports(running: &Running, device: &str, message_id: &str, outcome: OutcomeKind) {
-    let mut twin = TwinReport::default();
-    twin.record(&OutcomeReport {
+fn report(message_id: &str, outcome: OutcomeKind) -> OutcomeReport {
+    OutcomeReport {
         message_id: Some(message_id.to_owned()),
         rule: Some("pump".into()),
         outcome,
@@ -27,8 +30,23 @@ fn reports(running: &Running, device: &str, message_id: &str, outcome: OutcomeKi
         output: String::new(),
         output_end: String::new(),
         output_bytes: 0,
-    });
+    }
+}
+
+/// The device reports the outcome of this message in its twin.
+fn reports(running: &Running, device: &str, message_id: &str, outcome: OutcomeKind) {
+    let mut twin = TwinReport::default();
+    twin.record(&report(message_id, outcome));
     running.hub.with(|hub, now| hub.patch_reported(device, &twin.patch(), now)).expect("patched");
+}
+
+/// The device reports the outcome of this message by telemetry.
+fn tells(hub: &mut Hub, device: &str, message_id: &str, outcome: OutcomeKind, now: SystemTime) {
+    let mut properties = Properties::default();
+    properties.set("$.cid", message_id);
+    properties.set(REPORT_PROPERTY.0, REPORT_PROPERTY.1);
+    let body = serde_json::to_vec(&report(message_id, outcome)).expect("JSON");
+    hub.record_event(device, properties, Bytes::from(body), now);
 }
 
 fn summary(lines: &[Value]) -> &Value {
@@ -105,6 +123,61 @@ fn a_run_that_waits_for_outcomes_ends_when_all_devices_have_reported() {
     let sums = "        3  accepted by the hub, of these:\n        1  failed\n        2  succeeded\n";
     assert!(text.contains(sums), "{text}");
     assert!(text.contains("what did not succeed can be sent again with --devices-from "), "{text}");
+}
+
+#[test]
+fn a_run_takes_outcomes_from_telemetry_also_while_it_still_sends() {
+    let (running, path) = with_list(3, THREE);
+    let devices = ["pump-1", "pump-2", "pump-3"].map(|device| running.on_message(device, |_, _, _| {}));
+    let mut command = running.sender();
+    command.arg("--devices-from").arg(&path).args(["--rate", "30/min", "--wait-outcome=20s", "--json"]);
+    let process = Process::spawn(&mut command);
+    for (device, number) in devices.into_iter().zip(1..) {
+        let message = device.join().expect("a message");
+        let (id, name) = (message.message_id().expect("an id"), format!("pump-{number}"));
+        let outcome = if number == 2 { OutcomeKind::Failed } else { OutcomeKind::Succeeded };
+        running.hub.with(|hub, now| {
+            hub.record_event(&name, Properties::default(), Bytes::from_static(b"\xff"), now);
+            tells(hub, &name, "another", OutcomeKind::Failed, now);
+            tells(hub, &name, id, outcome, now);
+        });
+        if number == 2 {
+            // Both ways; it counts once.
+            reports(&running, &name, id, outcome);
+        }
+    }
+    assert_eq!(process.wait_exit().code(), Some(5), "{}", process.stderr.text());
+    let lines = json_lines(&process.stdout.text());
+    assert_eq!(
+        (counts(&lines), &summary(&lines)["missing"]),
+        ("failed 1, succeeded 2".to_owned(), &0.into())
+    );
+    let place = |event: &str, device: &str| {
+        lines.iter().position(|line| line["event"] == event && line["deviceId"] == device).expect("a line")
+    };
+    assert!(place("outcome", "pump-1") < place("accepted", "pump-3"), "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line["event"] == "outcome").count(), 3, "{lines:?}");
+}
+
+#[test]
+fn a_resumed_run_knows_what_was_told_before_and_between() {
+    let (running, path) = with_list(2, "pump-1\npump-2\n");
+    let journal = running.file("run.journal");
+    let devices = ["pump-1", "pump-2"].map(|device| running.on_message(device, |_, _, _| {}));
+    let mut command = to_list(&running, &path);
+    let process = Process::spawn(command.args(["--wait-outcome=3s", "--json", "--journal"]).arg(&journal));
+    let [one, two] = devices.map(|device| device.join().expect("a message"));
+    let told = |device, message: &C2dMessage| {
+        let id = message.message_id().expect("an id");
+        running.hub.with(|hub, now| tells(hub, device, id, OutcomeKind::Succeeded, now));
+    };
+    told("pump-1", &one);
+    assert_eq!(process.wait_exit().code(), Some(4), "{}", process.stdout.text());
+    assert_eq!(counts(&json_lines(&process.stdout.text())), "succeeded 1");
+    told("pump-2", &two);
+    let rest = run(running.sender().arg("--resume").arg(&journal).args(["--wait-outcome=20s", "--json"]));
+    assert_eq!(rest.status.code(), Some(0), "{}{}", stdout(&rest), stderr(&rest));
+    assert_eq!(counts(&json_lines(&stdout(&rest))), "succeeded 2");
 }
 
 #[test]

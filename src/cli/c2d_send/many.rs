@@ -272,6 +272,7 @@ async fn send(
         settlement.iter().for_each(|settlement| output.known(index, settlement));
     }
     let output = RefCell::new(output);
+    let first_settled = journal.first_settled();
     let follow = args.awaited().map(|awaited| Follow::new(run, &output, awaited, &path)).transpose()?;
     let note = |index: usize, settlement: &Settlement| {
         follow.iter().for_each(|follow| follow.settled(index, settlement));
@@ -282,7 +283,7 @@ async fn send(
         note(index, settlement);
     }
     if let Some(follow) = &follow {
-        follow.look_first(&args.hub, identity).await?;
+        follow.look_first(&args.hub, identity, first_settled).await?;
     }
     output.borrow_mut().begin();
     let pace = Pace::new(args.many.per_minute(), Instant::now());

@@ -369,7 +369,7 @@ impl<'a> ManyOutput<'a> {
                 false => format!("{} after the last message", humantime::format_duration(*wait)),
             };
             if *delivered > 0 {
-                let why = "no rule matched, the rule lacks report = \"twin\", or its action still runs";
+                let why = "no rule matched, the rule has no report, or its action still runs";
                 rows.push((*delivered, format!("delivered, but without {awaited} {when}: {why}")));
             }
             if missing.len() > *delivered {

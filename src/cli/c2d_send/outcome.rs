@@ -2,17 +2,16 @@
 //!
 //! Owns: what counts as this message's outcome, and how often to look. Must not know: HTTP, when to give up.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 
+use super::telemetry::{self, Telemetry};
 use crate::message;
 use crate::outcome::{OutcomeReport, REPORT_PROPERTY, TwinReport};
 use crate::service::{
-    DeviceEvent, EventHubAccess, EventReader, EventStart, EventsFrom, HttpsService, HttpsWay, HubEvent,
-    OutgoingMessage, ServiceError, ServiceIdentity,
+    DeviceEvent, EventStart, HttpsService, HttpsWay, OutgoingMessage, ServiceError, ServiceIdentity,
 };
 
 /// The time between two looks.
@@ -27,9 +26,6 @@ const FIRST_LOOKS: u32 = 4;
 /// Most pages of earlier events that are skipped before sending; the emulator keeps fewer.
 const MAX_PAGES: u32 = 10;
 
-/// How long it may take to begin to read telemetry. Where a firewall drops it, the twin must do.
-const EVENTS_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Looks for the outcome of one message.
 pub(super) struct OutcomeWatch {
     hub: HttpsService,
@@ -39,8 +35,8 @@ pub(super) struct OutcomeWatch {
     earlier: Vec<OutcomeReport>,
     /// The last event of the emulator that has been examined; `None` at a real hub.
     last_event: Option<u64>,
-    /// The telemetry of a real hub; `None` at the emulator, and where it cannot be read.
-    events: Option<EventReader>,
+    /// That of a real hub.
+    telemetry: Telemetry,
 }
 
 impl OutcomeWatch {
@@ -56,8 +52,8 @@ impl OutcomeWatch {
     ) -> anyhow::Result<Self> {
         let hub = HttpsService::new(identity, way, ca_file, lifetime, SystemTime::now)?;
         let (device_id, message_id) = (message.device_id.clone(), message.message_id.clone());
-        let mut watch =
-            Self { hub, device_id, message_id, earlier: Vec::new(), last_event: None, events: None };
+        let (earlier, last_event, telemetry) = (Vec::new(), None, Telemetry::default());
+        let mut watch = Self { hub, device_id, message_id, earlier, last_event, telemetry };
         watch.look_first().await.context("nothing was sent, because its outcome could not be seen")?;
         if !watch.earlier.is_empty() {
             tracing::warn!(
@@ -67,27 +63,34 @@ impl OutcomeWatch {
             );
         }
         if watch.last_event.is_none() && reads_events {
-            let opened = tokio::time::timeout(EVENTS_TIMEOUT, events(identity, ca_file)).await;
-            let opened = opened.unwrap_or_else(|_| {
-                Err(ServiceError::Late {
-                    what: "its telemetry".to_owned(),
-                    seconds: EVENTS_TIMEOUT.as_secs(),
-                })
-            });
-            match opened {
-                Ok(reader) => watch.events = Some(reader),
-                Err(error) => {
-                    tracing::warn!(
-                        "only the device's twin is read, not its telemetry (report = \"telemetry\"): {error}"
-                    );
-                }
-            }
+            watch.telemetry = Telemetry::open(identity, ca_file, EventStart::Latest).await;
         }
         Ok(watch)
     }
 
-    /// Returns the first outcome that did not exist before. Retries errors that may pass.
+    /// Returns the first outcome that did not exist before.
     pub(super) async fn outcome(&mut self) -> anyhow::Result<OutcomeReport> {
+        let (device_id, message_id) = (self.device_id.clone(), self.message_id.clone());
+        let mut telemetry = std::mem::take(&mut self.telemetry);
+        let told = async {
+            loop {
+                let told = telemetry.next(|note| tracing::warn!("{note}")).await;
+                if told.device_id == device_id
+                    && told.message_id == message_id
+                    && let Some(report) = told.read()
+                {
+                    return report;
+                }
+            }
+        };
+        tokio::select! {
+            report = self.looked() => report,
+            report = told => Ok(report),
+        }
+    }
+
+    /// Looks again and again. Retries errors that may pass.
+    async fn looked(&mut self) -> anyhow::Result<OutcomeReport> {
         let mut pause = PAUSE;
         loop {
             match self.look().await {
@@ -106,35 +109,8 @@ impl OutcomeWatch {
                 }
                 Err(error) => return Err(error.into()),
             }
-            if let Some(report) = self.told_within(pause).await {
-                return Ok(report);
-            }
+            tokio::time::sleep(pause).await;
         }
-    }
-
-    /// Reads telemetry for the time between two looks.
-    async fn told_within(&mut self, pause: Duration) -> Option<OutcomeReport> {
-        let mut over = std::pin::pin!(tokio::time::sleep(pause));
-        while let Some(events) = &mut self.events {
-            tokio::select! {
-                () = &mut over => return None,
-                event = events.next() => match event {
-                    Ok(event) if event.device_id == self.device_id => {
-                        let told = outcome_of(&event, &self.message_id);
-                        if told.is_some() {
-                            return told;
-                        }
-                    }
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!("the device's telemetry cannot be read any more, only its twin: {error}");
-                        self.events = None;
-                    }
-                },
-            }
-        }
-        over.await;
-        None
     }
 
     async fn look_first(&mut self) -> Result<(), ServiceError> {
@@ -189,22 +165,6 @@ impl OutcomeWatch {
     }
 }
 
-/// Begins to read what devices send to a real hub.
-async fn events(identity: &ServiceIdentity, ca_file: Option<&Path>) -> Result<EventReader, ServiceError> {
-    let access = EventHubAccess::of_hub(identity, ca_file, SystemTime::now()).await?;
-    let (group, offsets) = ("$Default".to_owned(), BTreeMap::new());
-    let mut from = EventsFrom { group, start: EventStart::Latest, offsets };
-    EventReader::open(&access, ca_file, &mut from, SystemTime::now()).await
-}
-
-/// The report in a message of a real hub, if it is one on this message.
-fn outcome_of(event: &HubEvent, message_id: &str) -> Option<OutcomeReport> {
-    let (name, value) = REPORT_PROPERTY;
-    let is_report = event.application.get(name).is_some_and(|own| own == value);
-    let is_ours = event.system.get("correlation-id").is_some_and(|id| id == message_id);
-    (is_report && is_ours).then(|| report(&event.body)).flatten()
-}
-
 /// The report in an event of the emulator, if the event is a report on this message.
 fn outcome_in(event: &DeviceEvent, message_id: &str) -> Option<OutcomeReport> {
     let text = |value: Option<&Option<String>>| value.cloned().flatten().unwrap_or_default();
@@ -213,12 +173,5 @@ fn outcome_in(event: &DeviceEvent, message_id: &str) -> Option<OutcomeReport> {
     if !is_report || text(event.system.get(message::CORRELATION_ID)) != message_id {
         return None;
     }
-    report(&event.body)
-}
-
-fn report(body: &[u8]) -> Option<OutcomeReport> {
-    let report = serde_json::from_slice(body);
-    report
-        .inspect_err(|error| tracing::warn!(%error, "the device's report of the outcome cannot be read"))
-        .ok()
+    telemetry::read(&event.body)
 }

@@ -5,9 +5,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use serde::Deserialize;
@@ -15,20 +16,25 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::super::many_output::{Aftermath, ManyOutput};
+use super::super::telemetry::Telemetry;
 use crate::cli::back_end::HubArgs;
 use crate::cli::c2d_feedback::reader::BatchReader;
 use crate::cli::c2d_feedback::spool::Spool;
 use crate::cli::c2d_feedback::watch::{Watch, WatchEnd};
 use crate::feedback::FeedbackStatus;
 use crate::fleet::{Run, Settlement};
-use crate::outcome::{OutcomeKind, TwinReport};
-use crate::service::{FeedbackBatch, HttpsService, ServiceError, ServiceIdentity, TOKEN_LIFETIME};
+use crate::outcome::{OutcomeKind, OutcomeReport, TwinReport};
+use crate::service::{
+    EventStart, FeedbackBatch, HttpsService, ServiceError, ServiceIdentity, ServiceTransport, TOKEN_LIFETIME,
+};
 
 /// From one look at all twins to the next one, and after a look that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// From one twin to the next: half of what the smallest hub allows. Source: azure-docs, iot-hub-devguide-quotas-throttling.
 const BETWEEN_TWINS: Duration = Duration::from_millis(20);
+/// By how much the hub's clock and this one may differ, for what was reported before a run is resumed.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(600);
 /// Longer than any line of a spool.
 const LONGEST_LINE: u64 = 64 * 1024;
 
@@ -51,6 +57,8 @@ pub(super) struct Follow<'a> {
     heard: Cell<usize>,
     changed: Notify,
     spool: PathBuf,
+    /// Until the run begins to read it.
+    telemetry: Cell<Telemetry>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,8 +116,8 @@ impl<'a> Follow<'a> {
         let mut spool = journal.as_os_str().to_owned();
         spool.push(".feedback");
         let (known, heard) = (RefCell::new(vec![Known::default(); run.entries.len()]), Cell::new(0));
-        let follow =
-            Self { run, output, awaited, indices, known, heard, changed: Notify::new(), spool: spool.into() };
+        let (changed, spool, telemetry) = (Notify::new(), spool.into(), Cell::default());
+        let follow = Self { run, output, awaited, indices, known, heard, changed, spool, telemetry };
         follow
             .read_spool()
             .with_context(|| format!("the spool {} cannot be read", follow.spool.display()))?;
@@ -139,32 +147,41 @@ impl<'a> Follow<'a> {
         Ok(())
     }
 
-    /// Makes sure that twins can be read, where outcomes are awaited.
+    /// Makes sure that twins can be read, where outcomes are awaited, and begins to read telemetry: of a resumed run from
+    /// its first message on, since nothing else has kept what was told meanwhile.
     ///
     /// # Errors
-    /// When they cannot. Nothing was sent yet.
-    pub(super) async fn look_first(&self, hub: &HubArgs, identity: &ServiceIdentity) -> anyhow::Result<()> {
+    /// When twins cannot be read. Nothing was sent yet.
+    pub(super) async fn look_first(
+        &self,
+        hub: &HubArgs,
+        identity: &ServiceIdentity,
+        first_settled: Option<SystemTime>,
+    ) -> anyhow::Result<()> {
         let Some(entry) = self.run.entries.first().filter(|_| matches!(self.awaited, Awaited::Outcome(_)))
         else {
             return Ok(());
         };
         match self.twins(hub, identity)?.twin(&entry.device_id).await {
             // The hub refuses its message, too.
-            Ok(_) | Err(ServiceError::UnknownDevice(_) | ServiceError::Throttled(_)) => Ok(()),
-            Err(error) => Err(error).context("nothing was sent, because the outcomes could not be seen"),
+            Ok(_) | Err(ServiceError::UnknownDevice(_) | ServiceError::Throttled(_)) => {}
+            Err(error) => {
+                return Err(error).context("nothing was sent, because the outcomes could not be seen");
+            }
         }
+        // The Event Hubs endpoint is read over TLS only.
+        if matches!(super::super::amqp(hub)?, ServiceTransport::Amqp) {
+            let start = first_settled.and_then(|first| first.checked_sub(CLOCKS_DIFFER));
+            let start = start.map_or(EventStart::Latest, EventStart::After);
+            self.telemetry.set(Telemetry::open(identity, hub.ca_file().as_deref(), start).await);
+        }
+        Ok(())
     }
 
     fn twins(&self, hub: &HubArgs, identity: &ServiceIdentity) -> anyhow::Result<HttpsService> {
         let lifetime = TOKEN_LIFETIME + self.awaited.wait();
         let ca_file = hub.ca_file();
-        Ok(HttpsService::new(
-            identity,
-            hub.https()?,
-            ca_file.as_deref(),
-            lifetime,
-            std::time::SystemTime::now,
-        )?)
+        Ok(HttpsService::new(identity, hub.https()?, ca_file.as_deref(), lifetime, SystemTime::now)?)
     }
 
     /// The hub has a message, or has refused it.
@@ -249,7 +266,10 @@ impl<'a> Follow<'a> {
             stop.run_until_cancelled(awaited).await;
             WatchEnd::Time
         };
-        let watched = watch.run(end).await;
+        let watched = tokio::select! {
+            watched = watch.run(end) => watched,
+            never = self.hear_reports() => match never {},
+        };
         let others = watch.output().others;
         if others > 0 {
             let spool = self.spool.display();
@@ -258,6 +278,28 @@ impl<'a> Follow<'a> {
         }
         watched?;
         failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    /// Takes what devices tell by telemetry, also while the run is sent.
+    async fn hear_reports(&self) -> Infallible {
+        let mut telemetry = self.telemetry.take();
+        loop {
+            let told = telemetry.next(|note| self.output.borrow().say(note)).await;
+            let index = self.indices.get(&format!("{}/{}", told.device_id, told.message_id));
+            if let Some((index, report)) = index.and_then(|index| Some((*index, told.read()?))) {
+                self.reported(index, &report);
+            }
+        }
+    }
+
+    /// Keeps the first report on a message; it may come by twin and by telemetry.
+    fn reported(&self, index: usize, report: &OutcomeReport) {
+        if self.known.borrow().get(index).is_none_or(|known| known.outcome.is_some()) {
+            return;
+        }
+        self.learn(index, |known| known.outcome = Some(report.outcome));
+        self.output.borrow_mut().outcome(index, report);
+        self.changed.notify_one();
     }
 
     fn what(&self) -> &'static str {
@@ -302,8 +344,7 @@ impl<'a> Follow<'a> {
                         let id = self.run.message_id(entry).map_err(anyhow::Error::msg)?;
                         let report = TwinReport::read(&twin.reported).unwrap_or_default();
                         if let Some(report) = report.outcomes_of(&id).next() {
-                            self.learn(index, |known| known.outcome = Some(report.outcome));
-                            self.output.borrow_mut().outcome(index, report);
+                            self.reported(index, report);
                         }
                     }
                     // It was removed meanwhile; its outcome stays unknown.
