@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::amqp_frames::{Failed, Guarded, MAX_FRAME};
 use crate::credentials::{ProxySettings, SasToken, ServiceSecret};
 use crate::tls::TlsError;
+use crate::websocket::HUB_PATH;
 
 mod cbs;
 mod dial;
@@ -163,7 +164,7 @@ impl Service {
                     builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
                 }
                 ServiceTransport::WebSocket(way) => {
-                    let stream = dial::dial_websocket(&host.name, way, ca_file).await?;
+                    let stream = dial::dial_websocket(&host.name, HUB_PATH, way, ca_file).await?;
                     builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
                 }
             };

@@ -33,6 +33,11 @@ pub(crate) use dial::{DialError, HubStream, SecureStream, Target, dial, secure};
 /// The path of the hub's WebSockets for devices and back ends. Source: wire reference 1.1 and 2.1.
 pub(crate) const HUB_PATH: &str = "/$iothub/websocket";
 
+/// The path of the WebSockets of an Event Hubs endpoint. Source: `_configuration.py` of azure-eventhub 5.15
+/// for Python.
+#[allow(dead_code)] // Not every feature set has AMQP.
+pub(crate) const SERVICE_BUS_PATH: &str = "/$servicebus/websocket";
+
 /// The subprotocol of MQTT 3.1.1. Source: MQTT 3.1.1, 6.0.
 pub(crate) const MQTT: &str = "mqtt";
 

@@ -324,6 +324,17 @@ impl HubArgs {
         })
     }
 
+    /// The transport of a command that has AMQP only.
+    ///
+    /// # Errors
+    /// As for [`HubArgs::transport`].
+    pub(super) fn amqp(&self) -> anyhow::Result<ServiceTransport> {
+        match self.transport()? {
+            FeedbackTransport::Amqp(way) => Ok(way),
+            FeedbackTransport::Https(_) => Err(anyhow!("this is done over AMQP only: leave --transport out")),
+        }
+    }
+
     /// The HTTPS port, with the proxies of the environment.
     ///
     /// # Errors

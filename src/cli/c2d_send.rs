@@ -18,8 +18,7 @@ use crate::feedback::FeedbackStatus;
 use crate::fleet;
 use crate::outcome::OutcomeKind;
 use crate::service::{
-    FeedbackReceiver, FeedbackTransport, HttpsWay, OutgoingMessage, Service, ServiceIdentity,
-    ServiceTransport, TOKEN_LIFETIME,
+    FeedbackReceiver, HttpsWay, OutgoingMessage, Service, ServiceIdentity, ServiceTransport, TOKEN_LIFETIME,
 };
 
 mod many;
@@ -83,10 +82,10 @@ pub(super) struct SendArgs {
     /// Wait until the device reports the outcome of its action, for 60s or the given time, and print the outcome; of many
     /// messages, that long after the last one.
     ///
-    /// c2d-send reads the device's twin and its telemetry (report = "twin", "telemetry" or both). With --transport amqp-ws,
-    /// or where the hub's Event Hubs endpoint cannot be reached on port 5671, it reads the twin only. The hub's HTTPS port
-    /// must be reachable, and the policy needs ServiceConnect, as for sending. HTTPS_PROXY is used. c2d-send checks all
-    /// this before it sends the first message.
+    /// c2d-send reads the device's twin and its telemetry (report = "twin", "telemetry" or both). Where the hub's Event Hubs
+    /// endpoint cannot be reached, on port 5671 or with --transport amqp-ws on the HTTPS port, it reads the twin only. The
+    /// hub's HTTPS port must be reachable, and the policy needs ServiceConnect, as for sending. HTTPS_PROXY is used.
+    /// c2d-send checks all this before it sends the first message.
     #[arg(
         long,
         value_name = "DURATION",
@@ -162,10 +161,8 @@ async fn exchange(
     };
     let mut watch = match ways.https.clone() {
         Some(way) => {
-            // The Event Hubs endpoint is read over TLS only.
-            let reads_events = matches!(ways.amqp, ServiceTransport::Amqp);
             let ca_file = ca_file.as_deref();
-            Some(OutcomeWatch::begin(way, ca_file, identity, message, lifetime, reads_events).await?)
+            Some(OutcomeWatch::begin((way, &ways.amqp), ca_file, identity, message, lifetime).await?)
         }
         None => None,
     };
@@ -287,14 +284,6 @@ impl SendArgs {
 
     fn ways(&self) -> anyhow::Result<Ways> {
         let https = self.wait_outcome.map(|_| self.hub.https()).transpose()?;
-        Ok(Ways { amqp: amqp(&self.hub)?, https })
-    }
-}
-
-/// The way to send.
-fn amqp(hub: &HubArgs) -> anyhow::Result<ServiceTransport> {
-    match hub.transport()? {
-        FeedbackTransport::Amqp(way) => Ok(way),
-        FeedbackTransport::Https(_) => Err(anyhow!("the hub takes messages over AMQP only")),
+        Ok(Ways { amqp: self.hub.amqp()?, https })
     }
 }

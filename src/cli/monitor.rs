@@ -20,15 +20,15 @@ use super::shown::{Output, moment, plain, shorten};
 use super::{Exit, Failure, check_is_no_secret, tell, transport};
 use crate::credentials::{EventHubConnectionString, check_device_id};
 use crate::message::format_time;
-use crate::service::{EventHubAccess, EventStart, HubEvent, ServiceError};
+use crate::service::{EventHubAccess, EventStart, HubEvent, ServiceError, ServiceTransport};
 
 /// Most characters of a body, and of all properties, in a line for people; --json has all.
 const MOST_SHOWN: usize = 500;
 
 /// Watch the messages that devices send, as they reach the hub: telemetry, and the reports of agents.
 ///
-/// It reads the hub's Event Hubs endpoint over AMQP on port 5671, where the hub redirects it. Reading takes nothing from
-/// other readers. By default it begins with what comes.
+/// It reads the hub's Event Hubs endpoint over AMQP on port 5671, or with --transport amqp-ws over a WebSocket, where the
+/// hub redirects it. Reading takes nothing from other readers. By default it begins with what comes.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.
@@ -90,7 +90,8 @@ struct MonitorLine<'a> {
 /// When the endpoint cannot be reached at the start or refuses, or standard output cannot be written.
 pub(super) fn run(args: &MonitorArgs) -> Result<Exit, Failure> {
     args.device.as_deref().map_or(Ok(()), check_device_id).map_err(Failure::usage)?;
-    let given = args.event_hub_connection_string_file.as_deref().map(given).transpose();
+    let way = args.hub.amqp().map_err(Failure::usage)?;
+    let given = args.event_hub_connection_string_file.as_deref().map(|path| given(path, &way)).transpose();
     let given = given.map_err(Failure::usage)?;
     let identity = match &given {
         Some(_) => None,
@@ -111,7 +112,8 @@ pub(super) fn run(args: &MonitorArgs) -> Result<Exit, Failure> {
             let access = match (given, &identity) {
                 (Some(access), _) => access,
                 (None, Some(identity)) => {
-                    let of_hub = EventHubAccess::of_hub(identity, ca_file.as_deref(), SystemTime::now());
+                    let of_hub =
+                        EventHubAccess::of_hub(identity, &way, ca_file.as_deref(), SystemTime::now());
                     of_hub.await.map_err(|error| back_end::failed(error.into()))?
                 }
                 (None, None) => return Err(anyhow!("no hub is named").into()),
@@ -137,13 +139,13 @@ pub(super) fn run(args: &MonitorArgs) -> Result<Exit, Failure> {
 }
 
 /// The endpoint of a connection string in a file.
-fn given(path: &Path) -> anyhow::Result<EventHubAccess> {
+fn given(path: &Path, way: &ServiceTransport) -> anyhow::Result<EventHubAccess> {
     let option = "--event-hub-connection-string-file";
     check_is_no_secret(option, path)?;
     let text = std::fs::read_to_string(path);
     let text = text.map_err(|error| unreadable("connection string", path, &error))?;
     let string = EventHubConnectionString::parse(&text).with_context(|| path.display().to_string())?;
-    Ok(string.into())
+    Ok(EventHubAccess::given(string, way.clone()))
 }
 
 /// Prints what comes, until enough has come or the reader of standard output is gone.

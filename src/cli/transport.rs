@@ -38,8 +38,8 @@ pub(super) const OF_FEEDBACK: &[TransportArg] = &[Amqp, AmqpWs, Https];
 /// The transports of c2d-purge, invoke-method, twin, devices, query and jobs. Source: wire reference 4.5.
 pub(super) const OF_REST: &[TransportArg] = &[Https];
 
-/// The transports of monitor. Source: Microsoft's documents on the built-in endpoint; WebSockets are not built in.
-pub(super) const OF_EVENTS: &[TransportArg] = &[Amqp];
+/// The transports of monitor. Source: Microsoft's documents on the built-in endpoint; azure-eventhub 5.15 for Python.
+pub(super) const OF_EVENTS: &[TransportArg] = &[Amqp, AmqpWs];
 
 /// Restricts `--transport` to these values.
 pub(super) fn only(argument: Arg, transports: &'static [TransportArg]) -> Arg {

@@ -72,16 +72,17 @@ pub(super) async fn dial_https(
     dialled.map_err(|error| https_failure(error, host, port))
 }
 
-/// Connects to the HTTPS port of `host` over a WebSocket that carries AMQP. The caller limits the time.
+/// Connects to the HTTPS port of `host` over a WebSocket at `path` that carries AMQP. The caller limits the time.
 pub(super) async fn dial_websocket(
     host: &str,
+    path: &'static str,
     way: &HttpsWay,
     ca_file: Option<&Path>,
 ) -> Result<HubStream, ServiceError> {
     let tls = tls::client_config(ca_file, None)?;
     let port = way.port;
     let proxy = way.proxies.on_the_way_to(host, port);
-    let target = Target { host, port, subprotocol: websocket::AMQP, tls: &tls, proxy };
+    let target = Target { host, port, path, subprotocol: websocket::AMQP, tls: &tls, proxy };
     websocket::dial(target).await.map_err(|error| https_failure(error, host, port))
 }
 

@@ -23,13 +23,14 @@ use fe2o3_amqp::{Connection, Receiver, Session};
 use super::node::{AmqpNode, NodeReply};
 use super::refusal::RefusedRequest;
 use super::{
-    CONNECT_TIMEOUT, Service, ServiceError, ServiceIdentity, ServiceProof, TOKEN_LIFETIME, answered, dial,
-    failure,
+    CONNECT_TIMEOUT, Service, ServiceError, ServiceIdentity, ServiceProof, ServiceTransport, TOKEN_LIFETIME,
+    answered, dial, failure,
 };
 use crate::amqp_frames::{Failed, Guarded, MAX_FRAME};
 use crate::credentials::{
     EventHubConnectionString, HostPort, SasToken, ServiceConnectionString, ServiceSecret,
 };
+use crate::websocket::SERVICE_BUS_PATH;
 
 mod message;
 mod reader;
@@ -50,17 +51,18 @@ pub struct EventHubAccess {
     identity: ServiceConnectionString,
     /// The Event Hub.
     name: String,
-}
-
-impl From<EventHubConnectionString> for EventHubAccess {
-    fn from(string: EventHubConnectionString) -> Self {
-        let EventHubConnectionString { host, name, policy, key } = string;
-        Self { identity: ServiceConnectionString { host, policy, secret: ServiceSecret::Key(key) }, name }
-    }
+    way: ServiceTransport,
 }
 
 impl EventHubAccess {
-    /// Asks the hub where its endpoint is.
+    /// The endpoint of a connection string.
+    pub fn given(string: EventHubConnectionString, way: ServiceTransport) -> Self {
+        let EventHubConnectionString { host, name, policy, key } = string;
+        let identity = ServiceConnectionString { host, policy, secret: ServiceSecret::Key(key) };
+        Self { identity, name, way }
+    }
+
+    /// Asks the hub where its endpoint is. The same way leads to both.
     ///
     /// # Errors
     /// When the hub cannot be reached, refuses, or does not redirect; when the connection string has no key.
@@ -69,6 +71,7 @@ impl EventHubAccess {
     /// A drop of the future closes everything that was open.
     pub async fn of_hub(
         identity: &ServiceIdentity,
+        way: &ServiceTransport,
         ca_file: Option<&Path>,
         now: SystemTime,
     ) -> Result<Self, ServiceError> {
@@ -83,30 +86,37 @@ impl EventHubAccess {
                 }
             )));
         };
-        let mut service = Service::connect(identity, ca_file, TOKEN_LIFETIME, now).await?;
+        let mut service = Service::connect_by(way, identity, ca_file, TOKEN_LIFETIME, now).await?;
         let redirected = answered("where the messages of devices are", service.redirected()).await;
         service.close().await;
         let (host, name) = redirected?;
-        let (policy, secret) = (policy.clone(), secret.clone());
-        Ok(Self { identity: ServiceConnectionString { host, policy, secret }, name })
+        let (policy, secret, way) = (policy.clone(), secret.clone(), way.clone());
+        Ok(Self { identity: ServiceConnectionString { host, policy, secret }, name, way })
     }
 
     /// Connects to the endpoint, and signs in.
     async fn open(&self, ca_file: Option<&Path>, now: SystemTime) -> Result<EventHubSession, ServiceError> {
-        let Self { identity, name } = self;
+        let Self { identity, name, way } = self;
         let host = &identity.host;
         let opening = async {
-            let stream = dial::dial_amqp(host, ca_file).await?;
             let failed = Failed::default();
-            let opened = Connection::builder()
+            let builder = Connection::builder()
                 .container_id(uuid::Uuid::new_v4().to_string())
                 .max_frame_size(MAX_FRAME)
                 .hostname(host.name.as_str())
                 // TLS is done already; for "amqps" the crate would start its own.
                 .scheme("amqp")
-                .sasl_profile(SaslProfile::Anonymous)
-                .open_with_stream(Guarded::new(stream, Arc::clone(&failed)))
-                .await;
+                .sasl_profile(SaslProfile::Anonymous);
+            let opened = match way {
+                ServiceTransport::Amqp => {
+                    let stream = dial::dial_amqp(host, ca_file).await?;
+                    builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
+                }
+                ServiceTransport::WebSocket(way) => {
+                    let stream = dial::dial_websocket(&host.name, SERVICE_BUS_PATH, way, ca_file).await?;
+                    builder.open_with_stream(Guarded::new(stream, Arc::clone(&failed))).await
+                }
+            };
             let signed_in = async {
                 let who = ServiceIdentity::from(identity.clone());
                 let mut connection = opened.map_err(|error| failure::of_open(error, &who, now))?;
@@ -139,9 +149,9 @@ impl EventHubAccess {
             signed_in.await.map_err(|error| failure::explained(error, &failed))
         };
         let late = || {
-            let seconds = CONNECT_TIMEOUT.as_secs();
+            let (seconds, port) = (CONNECT_TIMEOUT.as_secs(), way.port_in_words());
             ServiceError::Unreachable(format!(
-                "{host} did not answer within {seconds} s: check whether a firewall drops AMQP, 5671"
+                "{host} did not answer within {seconds} s: check whether a firewall drops {port}"
             ))
         };
         tokio::time::timeout(CONNECT_TIMEOUT, opening).await.map_err(|_| late())?

@@ -9,6 +9,9 @@ use crate::credentials::Proxy;
 use crate::features;
 
 /// Copies the constant in `websocket.rs`.
+pub(crate) const HUB_PATH: &str = "/$iothub/websocket";
+
+/// Copies the constant in `websocket.rs`.
 pub(crate) const MQTT: &str = "mqtt";
 
 /// Copies the constant in `websocket.rs`.
@@ -21,6 +24,7 @@ pub(crate) const AMQP: &str = "AMQPWSB10";
 pub(crate) struct Target<'a> {
     pub(crate) host: &'a str,
     pub(crate) port: u16,
+    pub(crate) path: &'static str,
     pub(crate) subprotocol: &'static str,
     pub(crate) tls: &'a Arc<rustls::ClientConfig>,
     pub(crate) proxy: Option<&'a Proxy>,

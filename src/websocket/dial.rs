@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode, header};
 
 use super::socket::{Raw, connect};
 use super::tunnel::{self, TunnelError};
-use super::{ByteStream, HUB_PATH, config};
+use super::{ByteStream, config};
 use crate::credentials::{HostPort, Proxy};
 
 /// The destination, and how to get there.
@@ -28,6 +28,8 @@ pub(crate) struct Target<'a> {
     /// The hub, or a gateway in its place. The certificate must have this name.
     pub(crate) host: &'a str,
     pub(crate) port: u16,
+    /// [`super::HUB_PATH`] or [`super::SERVICE_BUS_PATH`].
+    pub(crate) path: &'static str,
     /// [`super::MQTT`] or [`super::AMQP`].
     pub(crate) subprotocol: &'static str,
     pub(crate) tls: &'a Arc<ClientConfig>,
@@ -104,9 +106,10 @@ impl DialError {
 /// # Cancel safety
 /// A drop closes the connection.
 pub(crate) async fn dial(target: Target<'_>) -> Result<HubStream, DialError> {
-    let Target { host, port, subprotocol, tls, proxy } = target;
+    let Target { host, port, path, subprotocol, tls, proxy } = target;
     let stream = secure(host, port, tls, proxy).await?;
-    let request = request(host, port, subprotocol).map_err(|error| DialError::Nonsense(error.to_string()))?;
+    let request = request(host, port, path, subprotocol);
+    let request = request.map_err(|error| DialError::Nonsense(error.to_string()))?;
     match client_async_with_config(request, stream, Some(config())).await {
         Ok((stream, _answer)) => Ok(ByteStream::new(stream)),
         Err(Error::Http(answer)) => Err(refused(&answer, host)),
@@ -139,12 +142,13 @@ pub(crate) async fn secure(
 fn request(
     host: &str,
     port: u16,
+    path: &'static str,
     subprotocol: &'static str,
 ) -> Result<Request, tokio_tungstenite::tungstenite::http::Error> {
     let port = Some(port).filter(|port| *port != 443);
     let host = HostPort { name: host.to_owned(), port }.to_string();
     let host = if host.contains(':') && port.is_none() { format!("[{host}]") } else { host };
-    Request::get(format!("wss://{host}{HUB_PATH}"))
+    Request::get(format!("wss://{host}{path}"))
         .header(header::HOST, host)
         .header(header::CONNECTION, "Upgrade")
         .header(header::UPGRADE, "websocket")

@@ -12,7 +12,7 @@ const COMMANDS: [(&str, &[&str]); 6] = [
     ("c2d-purge", &["https"]),
     ("invoke-method --method m", &["https"]),
     ("twin get", &["https"]),
-    ("monitor", &["amqp"]),
+    ("monitor", &["amqp", "amqp-ws"]),
 ];
 
 /// The part of the help that all these commands share.

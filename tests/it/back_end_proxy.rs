@@ -10,6 +10,7 @@ use std::process::Command;
 
 use crate::harness::{Agent, Emulator, Process, binary, run, wait_for_file, write_config};
 use crate::proxied::{ConnectProxy, TlsFront};
+use crate::rest_ask::{ask, device_token};
 
 /// `us@er` and `p:a%ss`, in a URL and in the header.
 const LOGIN: &str = "us%40er:p%3Aa%25ss";
@@ -96,6 +97,37 @@ fn feedback_over_https_comes_through_the_proxy_again_after_a_cut() {
     // A cut in the middle of an answer costs one more connection.
     assert!(requests.len() >= 2 && requests.iter().all(|head| head.contains(HEADER)), "{requests:?}");
     assert_eq!(agent.process.terminate(), Some(0));
+}
+
+#[test]
+fn monitor_reads_over_a_websocket_through_the_proxy_and_again_after_a_cut() {
+    let emulator = Emulator::start();
+    let proxy = ConnectProxy::to(emulator.https, Some(HEADER));
+    let url = format!("http://{LOGIN}@{}", proxy.address);
+    let asked = format!("CONNECT localhost:{} HTTP/1.1\r\n", emulator.https.port());
+    let file = emulator.state.join("events.connection-string");
+    let given = ["--event-hub-connection-string-file", file.to_str().expect("UTF-8")];
+    for (given, connections) in [(&[][..], 2), (&given, 1)] {
+        let mut command = command(&emulator, &["monitor", "--transport", "amqp-ws"]);
+        let process = Process::spawn(command.args(given).env("HTTPS_PROXY", &url));
+        process.stderr.wait_for("watching the messages of devices");
+        let requests = proxy.requests();
+        // The hub is asked where the endpoint is, unless that is given.
+        assert_eq!(requests.len(), connections, "{requests:?}");
+        assert!(requests.iter().all(|head| head.starts_with(&asked)), "{requests:?}");
+        let send = |body: &[u8]| {
+            let line = "POST /devices/dev1/messages/events?api-version=2021-04-12";
+            assert_eq!(ask(&emulator, line, &device_token(&emulator, "dev1"), "", body).status, 204);
+        };
+        send(b"one");
+        process.stdout.wait_for("one");
+        proxy.cut();
+        process.stderr.wait_for("trying again in 1 s");
+        send(b"two");
+        process.stdout.wait_for("two");
+        assert_eq!(process.terminate(), Some(0));
+        proxy.requests();
+    }
 }
 
 #[test]

@@ -175,7 +175,11 @@ fn a_resumed_run_knows_what_was_told_before_and_between() {
     assert_eq!(process.wait_exit().code(), Some(4), "{}", process.stdout.text());
     assert_eq!(counts(&json_lines(&process.stdout.text())), "succeeded 1");
     told("pump-2", &two);
-    let rest = run(running.sender().arg("--resume").arg(&journal).args(["--wait-outcome=20s", "--json"]));
+    // Over a WebSocket, too.
+    let mut command = running.sender();
+    command.arg("--resume").arg(&journal).args(["--wait-outcome=20s", "--json", "--transport", "amqp-ws"]);
+    let rest = run(&mut command);
+    assert!(!stderr(&rest).contains("only twins"), "{}", stderr(&rest));
     assert_eq!(rest.status.code(), Some(0), "{}{}", stdout(&rest), stderr(&rest));
     assert_eq!(counts(&json_lines(&stdout(&rest))), "succeeded 2");
 }

@@ -144,5 +144,5 @@ fn each_refusal_of_the_endpoint_has_its_sentence() {
         "{stderr}"
     );
     let (stderr, code) = said(&["--transport", "https"]);
-    assert!(stderr.contains("[possible values: amqp]") && code == Some(2), "{stderr}");
+    assert!(stderr.contains("[possible values: amqp, amqp-ws]") && code == Some(2), "{stderr}");
 }

@@ -260,7 +260,7 @@ async fn send(
     (journal, settled): (RunJournal, Vec<Option<Settlement>>),
     mut output: ManyOutput<'_>,
 ) -> Result<Exit, Failure> {
-    let way = super::amqp(&args.hub).map_err(Failure::usage)?;
+    let way = args.hub.amqp().map_err(Failure::usage)?;
     let ca_file = args.hub.ca_file();
     back_end::end_at_the_second_signal().context("signals cannot be received")?;
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be received")?;

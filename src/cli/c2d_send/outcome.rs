@@ -12,6 +12,7 @@ use crate::message;
 use crate::outcome::{OutcomeReport, REPORT_PROPERTY, TwinReport};
 use crate::service::{
     DeviceEvent, EventStart, HttpsService, HttpsWay, OutgoingMessage, ServiceError, ServiceIdentity,
+    ServiceTransport,
 };
 
 /// The time between two looks.
@@ -40,15 +41,14 @@ pub(super) struct OutcomeWatch {
 }
 
 impl OutcomeWatch {
-    /// Reads the outcomes that exist before the message is sent. This also finds an unreachable hub in time. With
-    /// `reads_events` it reads the telemetry of a real hub, too, over AMQP.
+    /// Reads the outcomes that exist before the message is sent. This also finds an unreachable hub in time. It reads the
+    /// telemetry of a real hub, too, over AMQP.
     pub(super) async fn begin(
-        way: HttpsWay,
+        (way, amqp): (HttpsWay, &ServiceTransport),
         ca_file: Option<&Path>,
         identity: &ServiceIdentity,
         message: &OutgoingMessage,
         lifetime: Duration,
-        reads_events: bool,
     ) -> anyhow::Result<Self> {
         let hub = HttpsService::new(identity, way, ca_file, lifetime, SystemTime::now)?;
         let (device_id, message_id) = (message.device_id.clone(), message.message_id.clone());
@@ -62,8 +62,8 @@ impl OutcomeWatch {
                  twice: use another --message-id, or none"
             );
         }
-        if watch.last_event.is_none() && reads_events {
-            watch.telemetry = Telemetry::open(identity, ca_file, EventStart::Latest).await;
+        if watch.last_event.is_none() {
+            watch.telemetry = Telemetry::open(identity, amqp, ca_file, EventStart::Latest).await;
         }
         Ok(watch)
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::cli::event_watch::EventWatch;
 use crate::outcome::{OutcomeReport, REPORT_PROPERTY};
-use crate::service::{EventHubAccess, EventStart, ServiceError, ServiceIdentity};
+use crate::service::{EventHubAccess, EventStart, ServiceError, ServiceIdentity, ServiceTransport};
 
 /// How long it may take to begin. Where a firewall drops it, twins must do.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,9 +26,14 @@ pub(super) struct ToldReport {
 
 impl Telemetry {
     /// Begins to read. Where that is not possible, it says so, and reads nothing.
-    pub(super) async fn open(identity: &ServiceIdentity, ca_file: Option<&Path>, start: EventStart) -> Self {
+    pub(super) async fn open(
+        identity: &ServiceIdentity,
+        way: &ServiceTransport,
+        ca_file: Option<&Path>,
+        start: EventStart,
+    ) -> Self {
         let opening = async {
-            let access = EventHubAccess::of_hub(identity, ca_file, SystemTime::now()).await?;
+            let access = EventHubAccess::of_hub(identity, way, ca_file, SystemTime::now()).await?;
             EventWatch::open(access, ca_file.map(Path::to_owned), "$Default".to_owned(), start).await
         };
         let opened = tokio::time::timeout(TIMEOUT, opening).await.unwrap_or_else(|_| {

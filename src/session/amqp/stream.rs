@@ -45,7 +45,8 @@ pub(super) async fn dial(dial: &Dial, cut: CancellationToken) -> Result<(HubLink
 
 async fn over_websocket(dial: &Dial) -> Result<websocket::HubStream, Fault> {
     let Dial { host, port, tls, proxy, .. } = dial;
-    let target = Target { host, port: *port, subprotocol: websocket::AMQP, tls, proxy: proxy.as_ref() };
+    let (path, subprotocol) = (websocket::HUB_PATH, websocket::AMQP);
+    let target = Target { host, port: *port, path, subprotocol, tls, proxy: proxy.as_ref() };
     websocket::dial(target).await.map_err(|error| failure::of_websocket(error.into_io(), host))
 }
 

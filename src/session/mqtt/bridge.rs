@@ -46,7 +46,8 @@ pub(super) async fn cross(
     let no_socket =
         |error| Fault::Network { reason: format!("there is no socket for its WebSocket: {error}") };
     let bridge = bridge.map_err(no_socket)?;
-    let target = Target { host, port: *port, subprotocol: websocket::MQTT, tls, proxy: proxy.as_ref() };
+    let (path, subprotocol) = (websocket::HUB_PATH, websocket::MQTT);
+    let target = Target { host, port: *port, path, subprotocol, tls, proxy: proxy.as_ref() };
     let dialled = timeout(ANSWER_LIMIT, websocket::dial(target)).await;
     let dialled = dialled.map_err(|_elapsed| Fault::Unanswered { within: ANSWER_LIMIT })?;
     let far = dialled.map_err(|error| failure::of_websocket(error.into_io(), host))?;

@@ -25,7 +25,7 @@ use crate::feedback::FeedbackStatus;
 use crate::fleet::{Run, Settlement};
 use crate::outcome::{OutcomeKind, OutcomeReport, TwinReport};
 use crate::service::{
-    EventStart, FeedbackBatch, HttpsService, ServiceError, ServiceIdentity, ServiceTransport, TOKEN_LIFETIME,
+    EventStart, FeedbackBatch, HttpsService, ServiceError, ServiceIdentity, TOKEN_LIFETIME,
 };
 
 /// From one look at all twins to the next one, and after a look that failed.
@@ -169,12 +169,9 @@ impl<'a> Follow<'a> {
                 return Err(error).context("nothing was sent, because the outcomes could not be seen");
             }
         }
-        // The Event Hubs endpoint is read over TLS only.
-        if matches!(super::super::amqp(hub)?, ServiceTransport::Amqp) {
-            let start = first_settled.and_then(|first| first.checked_sub(CLOCKS_DIFFER));
-            let start = start.map_or(EventStart::Latest, EventStart::After);
-            self.telemetry.set(Telemetry::open(identity, hub.ca_file().as_deref(), start).await);
-        }
+        let start = first_settled.and_then(|first| first.checked_sub(CLOCKS_DIFFER));
+        let start = start.map_or(EventStart::Latest, EventStart::After);
+        self.telemetry.set(Telemetry::open(identity, &hub.amqp()?, hub.ca_file().as_deref(), start).await);
         Ok(())
     }
 
