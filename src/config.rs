@@ -273,13 +273,15 @@ fn inspect_sources(sources: Sources, mut report: Report, env: &dyn Fn(&str) -> O
     let (enrolment, secret_file) = provisioning::read(provisioning, &places, env, &mut report).unzip();
     let device = device::read(root.take(&DEVICE), &places, env, elsewhere, &mut report);
     if is_enrolled && device.identity.is_some() {
-        let message = match device.is_of_environment {
-            true => format!(
-                "the device is named twice, by [provisioning] and by {}: unset the variable, or remove [provisioning]",
-                device::CONNECTION_STRING_VARIABLE
-            ),
-            false => "the device is named twice, by [provisioning] and by [device]: keep one".to_owned(),
+        // A variable enrols as well as the table does: the message must not name a table that no file has.
+        let (scope, string) = (provisioning::ID_SCOPE_VARIABLE, device::CONNECTION_STRING_VARIABLE);
+        let (by, and_by, remedy) = match (enrolled_at.is_some(), device.is_of_environment) {
+            (true, true) => ("[provisioning]", string, "unset the variable, or remove [provisioning]"),
+            (true, false) => ("[provisioning]", "[device]", "keep one"),
+            (false, true) => (scope, string, "unset one of the variables"),
+            (false, false) => (scope, "[device]", "unset the variable, or remove the device from [device]"),
         };
+        let message = format!("the device is named twice, by {by} and by {and_by}: {remedy}");
         report.problem(enrolled_at, message);
     }
     let identity_problem = report.problem_after(problems);

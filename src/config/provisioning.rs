@@ -19,7 +19,7 @@ use super::secret_files::{Places, read_pair, read_secret_path, warn_if_world_rea
 use super::table::Table;
 
 /// These take the place of keys, for containers.
-const ID_SCOPE_VARIABLE: &str = "C2D_PROVISIONING_ID_SCOPE";
+pub(super) const ID_SCOPE_VARIABLE: &str = "C2D_PROVISIONING_ID_SCOPE";
 const REGISTRATION_ID_VARIABLE: &str = "C2D_PROVISIONING_REGISTRATION_ID";
 const KEY_VARIABLE: &str = "C2D_PROVISIONING_KEY";
 const ENDPOINT_VARIABLE: &str = "C2D_PROVISIONING_ENDPOINT";
@@ -277,9 +277,15 @@ fn read_proof(
             None
         }
         (None, None) => {
-            let message = format!(
-                "[provisioning] lacks the proof: give key_file, or certificate and private_key, or set {KEY_VARIABLE}"
-            );
+            let message = match place {
+                Place::Environment => format!(
+                    "{ID_SCOPE_VARIABLE} is set, but the proof of the device is missing: set {KEY_VARIABLE}, give \
+                     [provisioning] a key_file or a certificate and private_key, or unset {ID_SCOPE_VARIABLE}"
+                ),
+                _ => format!(
+                    "[provisioning] lacks the proof: give key_file, or certificate and private_key, or set {KEY_VARIABLE}"
+                ),
+            };
             report.problem(place.clone(), message);
             None
         }

@@ -17,7 +17,7 @@ const SERVICE: &str = "HostName=hub.example;SharedAccessKeyName=service;SharedAc
 
 #[test]
 fn every_invalid_configuration_has_its_report() {
-    each_fixture("invalid", 48, |result| Some(result.expect_err("invalid").to_string()));
+    each_fixture("invalid", 49, |result| Some(result.expect_err("invalid").to_string()));
 }
 
 #[test]
@@ -67,6 +67,18 @@ fn a_connection_string_file_names_the_device_from_the_directory_of_the_configura
     let config = dir.load("[device]\nconnection_string_file = \"device.txt\"\n").expect("valid");
     assert_eq!(config.identities.first().device_id, "pi-01");
     assert_eq!(dir.warnings(&config), "");
+}
+
+#[test]
+fn a_device_of_the_configuration_beside_an_enrolment_of_the_environment_is_told_the_variable() {
+    let dir = Directory::new();
+    dir.write("device.txt", DEVICE, 0o600);
+    dir.write("c.toml", "[device]\nconnection_string_file = \"device.txt\"\n", 0o644);
+    let environment = |name: &str| (name == "C2D_PROVISIONING_ID_SCOPE").then(|| "0ne00000001".to_owned());
+    let report = config::load(&dir.path("c.toml"), &environment).expect_err("named twice");
+    let said = "the device is named twice, by C2D_PROVISIONING_ID_SCOPE and by [device]: unset the variable, or \
+                remove the device from [device]";
+    assert!(report.to_string().contains(said), "{report}");
 }
 
 #[test]
