@@ -95,9 +95,20 @@ const OPTIONAL: [(&str, Feature); 15] = [
     ("manual", features::MANUAL),
 ];
 
+/// The end of the program's help: twenty commands in a list do not say where a newcomer begins.
+const BEGIN: &str = if features::EMULATOR.is_built() {
+    "Where to begin:
+  anywhere         c2d-agent demo: all of it on this machine, without Azure
+  on a gateway     c2d-agent init, then check, then run
+  at the back end  c2d-agent auth: who would sign in; then c2d-send
+  with a fleet     c2d-agent provision --help"
+} else {
+    "Where to begin: c2d-agent init, then check, then run."
+};
+
 /// Act on Azure IoT Hub cloud-to-device messages: switch GPIO outputs and run commands.
 #[derive(Debug, Parser)]
-#[command(name = "c2d-agent", version, about, propagate_version = true)]
+#[command(name = "c2d-agent", version, about, propagate_version = true, after_help = BEGIN)]
 pub struct Cli {
     /// How much to log to standard error: off, error, warn, info, debug, trace, or targets such as c2d_agent=debug.
     /// [default: info; demo: warn; doctor: off]

@@ -28,7 +28,7 @@ pub(crate) const MANUAL: Feature = Feature { is_packaged: false, ..part("manual"
 
 impl Feature {
     /// Whether this build has the part.
-    pub(crate) fn is_built(self) -> bool {
+    pub(crate) const fn is_built(self) -> bool {
         self.is_built
     }
 

@@ -32,7 +32,7 @@ use watch::{Watch, WatchEnd};
 /// The hub has one feedback queue for all devices and all back ends. Reading consumes it: no other reader gets what is
 /// read here. The program completes a batch at the hub after it has printed the records or, with --spool, after they
 /// are on disk. So each record comes at least once. After a crash or a lost connection a batch may come twice; "batch"
-/// and "record" of --json and --spool are then the same.
+/// and "record" of --json and --spool are then the same. With --transport https, the program asks every 1 to 10 s.
 ///
 /// The service connection string comes from --connection-string-file or from the variable
 /// C2D_SERVICE_CONNECTION_STRING, never from an argument.

@@ -12,7 +12,7 @@ pub(super) enum TransportArg {
     Amqp,
     /// AMQP over a WebSocket on the HTTPS port.
     AmqpWs,
-    /// HTTPS; c2d-feedback then asks for feedback every 1 to 10 s.
+    /// HTTPS.
     Https,
 }
 

@@ -46,6 +46,8 @@ fn the_shared_options_have_one_help_text_which_differs_in_the_transports_alone()
         let usage = text.lines().find(|line| line.starts_with("Usage:")).expect("a usage");
         assert!(!usage.contains("--transport"), "{usage}");
     }
+    // An option that all share must not speak of one command.
+    COMMANDS.iter().for_each(|(command, _)| assert!(!shared_help(command).contains("c2d-"), "{command}"));
     insta::assert_snapshot!(shared_help("c2d-feedback"));
 }
 

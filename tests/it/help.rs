@@ -82,3 +82,14 @@ fn no_line_of_the_help_breaks_where_its_next_word_has_room() {
         }
     }
 }
+
+#[test]
+fn the_help_of_the_program_ends_with_where_to_begin_and_names_only_commands_that_there_are() {
+    let text = help(&[], 80);
+    let (_, end) = text.split_once("\nWhere to begin:\n").expect("where to begin");
+    let names = end.split("c2d-agent ").skip(1).filter_map(|rest| rest.split([' ', ',', ':', '\n']).next());
+    let top: Vec<_> = commands(Vec::new()).into_iter().filter(|path| path.len() == 1).flatten().collect();
+    let names: Vec<_> = names.collect();
+    assert_eq!(names.first(), Some(&"demo"), "{end}");
+    names.iter().for_each(|name| assert!(top.iter().any(|command| command == name), "{name}: {end}"));
+}
