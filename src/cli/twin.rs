@@ -182,6 +182,7 @@ fn failed(error: ServiceError) -> Failure {
 /// A line about one of many twins.
 fn told_of_many(
     as_json: bool,
+    patch: &TwinPatch,
     target: &Addressee,
     result: &Result<Value, ServiceError>,
 ) -> anyhow::Result<ToldCall> {
@@ -192,8 +193,10 @@ fn told_of_many(
             let etag = twin["etag"].as_str();
             let line = match (as_json, desired_version) {
                 (true, _) => json(&PatchLine::Patched { device_id, module_id, desired_version, etag })?,
-                (false, Some(version)) => format!("{device_id}  patched: desired version {version}"),
-                (false, None) => format!("{device_id}  patched"),
+                (false, Some(version)) if patch.desired.is_some() => {
+                    format!("{device_id}  patched: desired version {version}")
+                }
+                (false, _) => format!("{device_id}  patched"),
             };
             ToldCall { line, outcome: "patched".to_owned(), end: CallEnd::Done }
         }
@@ -226,7 +229,9 @@ impl Patch {
         }
         let call =
             async |service: &mut HttpsService, target: &Addressee| service.patch_twin(target, patch).await;
-        many_devices::run(&calls, call, |target, result| told_of_many(self.output.json, target, result))
+        many_devices::run(&calls, call, |target, result| {
+            told_of_many(self.output.json, patch, target, result)
+        })
     }
 
     fn read(&self) -> anyhow::Result<TwinPatch> {

@@ -67,6 +67,11 @@ fn each_twin_of_a_list_is_patched_and_what_failed_is_a_list_again() {
     assert_eq!(std::fs::read_to_string(&failed).expect("a list"), "gone\n");
     assert!(ids(25).iter().all(|id| desired(&running, id)["interval"] == 30));
 
+    // A patch of tags alone does not speak of desired properties.
+    let tags = ["twin", "patch", "--devices-from", list, "--tags", "{\"site\": \"12\"}"];
+    let (stdout, ..) = seen(&run(command(&running, &tags).args(FAST)));
+    assert!(stdout.lines().any(|line| line == "pump-7  patched"), "{stdout}");
+
     // A query, with JSON. All succeed, so there is no file.
     let patch = ["twin", "patch", "--query", "properties.desired.interval = 30", "--tags", "{\"a\": 1}"];
     let (stdout, stderr, code) = seen(&run(command(&running, &patch).args(FAST).arg("--json")));
