@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{own_address, run};
+use crate::harness::{own_address, program, run, skip};
 
 /// The shell blocks of a document below a heading, up to the next heading of the same level or above: what a reader
 /// pastes, one after the other.
@@ -90,4 +90,20 @@ fn a_fleet_can_be_enrolled_without_azure() {
     for part in ["pump-12 is device pump-12 on hub ", "delivered: Success", "pump on", "assigned "] {
         assert!(told.contains(part), "{part}: {told}");
     }
+}
+
+#[test]
+fn a_card_with_a_certificate_of_an_own_authority_can_be_enrolled() {
+    if program("openssl").is_none() {
+        return skip("the example of an authority", "openssl is not installed");
+    }
+    let told = paste(&example("docs/src/guides/certificates.md", "## Certificates of your own authority"));
+    assert!(told.contains("pump-12 is device pump-12 on hub "), "{told}");
+}
+
+#[test]
+fn a_thousand_devices_can_be_sent_to_without_azure() {
+    let told = paste(&example("docs/src/guides/many-devices.md", "## Try it without Azure"));
+    assert!(told.contains("would send 1000 messages at 100/min: about 10 min"), "{told}");
+    assert!(told.contains("1000  accepted by the hub"), "{told}");
 }
