@@ -40,6 +40,7 @@ mod source;
 mod target;
 
 use cbs::ServiceCbs;
+pub(crate) use entra::az_program;
 pub use entra::{EntraRoute, EntraTokens};
 pub use event_hub::{EventHubAccess, EventReader, EventStart, EventsFrom, HubEvent};
 pub use feedback::{FeedbackBatch, FeedbackReceiver};

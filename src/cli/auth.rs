@@ -15,11 +15,12 @@ use super::back_end::{self, HubArgs, OutputArgs, Proof, print};
 use super::shown::{json, without_controls};
 use super::{Exit, Failure, sentence, transport};
 use crate::credentials::{AppProof, BearerToken, EntraLogin};
+use crate::service::az_program;
 use crate::trust;
 
 /// Say who would sign in to the hub as a back end, and why, and what is missing.
 ///
-/// It says which way the options and the environment choose, and looks for the files that it needs. With --check it
+/// It says which way the options and the environment choose, and looks for the files and programs that it needs. With --check it
 /// also asks Microsoft Entra for a token and says who the token is for. The token itself is never printed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -104,7 +105,7 @@ fn look(args: &AuthArgs) -> Result<Exit, Failure> {
         }
         Proof::Entra(login) => login.map_err(Failure::usage)?,
     };
-    check_files(&login).map_err(Failure::usage)?;
+    check_parts(&login).map_err(Failure::usage)?;
     if !args.check {
         return Ok(Exit::Done);
     }
@@ -129,8 +130,8 @@ fn print_line(line: &AuthLine<'_>) -> anyhow::Result<()> {
     print(&json(line)?)
 }
 
-/// Looks for the file of a proof before it is needed.
-fn check_files(login: &EntraLogin) -> anyhow::Result<()> {
+/// Looks for the file of a proof, or the program, before it is needed.
+fn check_parts(login: &EntraLogin) -> anyhow::Result<()> {
     let look = |path: &Path, variable: &str| {
         File::open(path).map(drop).map_err(|error| {
             let (path, error) = (path.display(), trust::in_words(&error));
@@ -142,6 +143,7 @@ fn check_files(login: &EntraLogin) -> anyhow::Result<()> {
             look(path, "AZURE_CLIENT_CERTIFICATE_PATH")
         }
         EntraLogin::App { proof: AppProof::Federated(path), .. } => look(path, "AZURE_FEDERATED_TOKEN_FILE"),
+        EntraLogin::Az { .. } => az_program().map(drop).map_err(anyhow::Error::msg),
         _ => Ok(()),
     }
 }

@@ -21,6 +21,8 @@ mod az;
 mod flow;
 mod http;
 
+pub(crate) use az::az_program;
+
 /// A token is renewed this long before its end, so that a failure can be repaired in time.
 const SPARE: Duration = Duration::from_secs(5 * 60);
 

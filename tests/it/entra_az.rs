@@ -30,18 +30,27 @@ fn only_an_absolute_folder_that_others_cannot_change_gives_the_program() {
     let dir = tempfile::tempdir().expect("a directory");
     az(dir.path(), "echo begun > begun; exit 1");
     let refused = run(asks(dir.path()).env("PATH", ":.:").current_dir(dir.path()));
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     assert!(said(&refused).contains("there is no program az in PATH"), "{}", said(&refused));
 
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).expect("changed");
     let refused = run(asks(dir.path()).current_dir(dir.path()));
-    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(refused.status.code(), Some(2));
     let folder = dir.path().display();
     let words = format!(
         "the program {folder}/az is in {folder}, which is writable by users other than its owner: run chmod go-w {folder}"
     );
     assert!(said(&refused).contains(&words), "{}", said(&refused));
     assert!(!dir.path().join("begun").exists(), "it was run");
+}
+
+#[test]
+fn a_program_that_is_missing_is_told_before_a_token_is_asked_for() {
+    let mut asked = binary();
+    asked.args(["auth", "--auth", "az", "--hub", "localhost"]).env("PATH", "");
+    let told = run(&mut asked);
+    assert_eq!(told.status.code(), Some(2));
+    assert!(said(&told).contains("there is no program az in PATH: install the Azure CLI"), "{}", said(&told));
 }
 
 #[test]

@@ -35,13 +35,13 @@ fn the_hub_of_an_option_or_of_a_file_comes_before_that_of_the_environment() {
             "one.service.azure-devices.net",
         ),
     ] {
-        let (code, text) = auth(&format!("--auth az {options}"), &variables);
+        let (code, text) = auth(&format!("--auth managed {options}"), &variables);
         assert_eq!(code, Some(0), "{text}");
         let is_named = [format!("hub: {hub}\n"), format!("\"hub\":\"{hub}\",")];
         assert!(is_named.iter().any(|words| text.contains(words)), "{options}: {text}");
     }
     let string = (STRING, "HostName=one.azure-devices.net;SharedAccessKeyName=p;SharedAccessKey=MTIzNA==");
-    let (code, text) = auth("--auth az", &[other, string]);
+    let (code, text) = auth("--auth managed", &[other, string]);
     assert_eq!(code, Some(2), "{text}");
     assert_eq!(
         text,
@@ -55,27 +55,27 @@ fn a_token_goes_to_a_hub_in_azure_or_to_one_that_the_user_trusts_by_a_file() {
     let words = "c2d-agent: hub.example is not the name of a hub in Azure, and a token of Microsoft Entra would be valid at \
                  all hubs of its principal: correct the name, or give --ca-file for a hub of your own, such as the emulator\n";
     for (options, variables) in [
-        ("--auth az --hub hub.example", vec![]),
-        ("--auth az", vec![(HUB, "hub.example")]),
-        ("--auth az", vec![(STRING, "HostName=hub.example"), ("C2D_CA_FILE", "")]),
+        ("--auth managed --hub hub.example", vec![]),
+        ("--auth managed", vec![(HUB, "hub.example")]),
+        ("--auth managed", vec![(STRING, "HostName=hub.example"), ("C2D_CA_FILE", "")]),
     ] {
         assert_eq!(auth(options, &variables), (Some(2), words.to_owned()), "{options}");
     }
     // The name of a host that only begins or ends like one of Azure.
     for host in ["h.azure-devices.net.example", "h.x-azure-devices.net", "127.0.0.1.example"] {
-        let (code, text) = auth(&format!("--auth az --hub {host}"), &[]);
+        let (code, text) = auth(&format!("--auth managed --hub {host}"), &[]);
         assert_eq!(code, Some(2), "{text}");
     }
     for options in [
-        "--auth az --hub H.Azure-Devices.CN",
-        "--auth az --hub localhost:5671",
-        "--auth az --hub 127.0.0.1",
-        "--auth az --hub [::1]:5671",
-        "--auth az --hub hub.example --ca-file ca.pem",
+        "--auth managed --hub H.Azure-Devices.CN",
+        "--auth managed --hub localhost:5671",
+        "--auth managed --hub 127.0.0.1",
+        "--auth managed --hub [::1]:5671",
+        "--auth managed --hub hub.example --ca-file ca.pem",
     ] {
         assert_eq!(auth(options, &[]).0, Some(0), "{options}");
     }
-    assert_eq!(auth("--auth az --hub hub.example", &[("C2D_CA_FILE", "ca.pem")]).0, Some(0));
+    assert_eq!(auth("--auth managed --hub hub.example", &[("C2D_CA_FILE", "ca.pem")]).0, Some(0));
     // A key is for one hub only.
     let string = "HostName=hub.example;SharedAccessKeyName=p;SharedAccessKey=MTIzNA==";
     let (code, text) = auth("--auth sas", &[(STRING, string)]);

@@ -42,7 +42,7 @@ pub(super) async fn ask(
     clock: fn() -> SystemTime,
 ) -> Result<BearerToken, TokenFailure> {
     let scope = format!("{ENTRA_RESOURCE}/.default");
-    let mut command = Command::new(program()?);
+    let mut command = Command::new(az_program().map_err(TokenFailure::Lasting)?);
     command.args(["account", "get-access-token", "--output", "json", "--scope", &scope]);
     command.args(tenant.into_iter().flat_map(|tenant| ["--tenant", tenant]));
     let is_own = |name: &str| name.starts_with("C2D_") || name == "EdgeHubConnectionString";
@@ -73,7 +73,10 @@ pub(super) async fn ask(
 
 /// The first `az` of PATH. An entry that is empty or relative does not count: it leads into the current directory, which
 /// may be anyone's.
-fn program() -> Result<String, TokenFailure> {
+///
+/// # Errors
+/// Why there is none to run, in a sentence.
+pub(crate) fn az_program() -> Result<String, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_program = |file: &std::path::PathBuf| {
         file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
@@ -82,9 +85,9 @@ fn program() -> Result<String, TokenFailure> {
     let found = folders.map(|folder| folder.join("az")).find(is_program);
     let words = "there is no program az in PATH: install the Azure CLI, or choose another --auth";
     let found = found.and_then(|file| file.into_os_string().into_string().ok());
-    let found = found.ok_or_else(|| TokenFailure::Lasting(words.to_owned()))?;
+    let found = found.ok_or_else(|| words.to_owned())?;
     match trust::foreign_program(&found) {
-        Some(reason) => Err(TokenFailure::Lasting(reason)),
+        Some(reason) => Err(reason),
         None => Ok(found),
     }
 }
