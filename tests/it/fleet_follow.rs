@@ -90,6 +90,8 @@ fn a_run_that_waits_counts_feedback_keeps_it_and_goes_on_where_it_was() {
     assert!(text.contains("        3  accepted by the hub, of these:\n        3  delivered\n"), "{text}");
     let spool = std::fs::read_to_string(running.file("run.journal.feedback")).expect("a spool");
     assert!(spool.contains("\"another\""), "what was read is kept: {spool}");
+    // Who takes an old list for a new one sends to a device that has its message.
+    assert!(!std::path::Path::new(missing).exists());
 }
 
 #[test]

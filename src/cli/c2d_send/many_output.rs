@@ -305,11 +305,14 @@ impl<'a> ManyOutput<'a> {
         let open = self.left();
         let indices: Vec<_> =
             self.refused.values().flat_map(|refusals| refusals.entries.iter().copied()).collect();
+        let found = |of: fn(&Aftermath) -> &Vec<usize>| after.map(|after| of(after).as_slice());
+        // What the devices reported to an earlier attempt is not kept, so its list stays.
+        let failed = found(|after| &after.failed).filter(|failed| !failed.is_empty());
         let lists = [
-            ("refused", "was refused", indices.as_slice()),
-            ("undelivered", "was not delivered", after.map_or(&[], |after| &after.undelivered)),
-            ("failed", "did not succeed", after.map_or(&[], |after| &after.failed)),
-            ("missing", "", after.map_or(&[], |after| &after.missing)),
+            ("refused", "was refused", Some(indices.as_slice())),
+            ("undelivered", "was not delivered", found(|after| &after.undelivered)),
+            ("failed", "did not succeed", failed),
+            ("missing", "", found(|after| &after.missing)),
         ];
         let files = lists.map(|(name, what, entries)| (what, self.write_list(journal, name, entries)));
         let [refused_file, undelivered_file, failed_file, missing_file] =
@@ -396,14 +399,26 @@ impl<'a> ManyOutput<'a> {
         }
     }
 
-    /// Writes the lines of these entries to a list beside the journal.
-    fn write_list(&self, journal: &Path, name: &str, entries: &[usize]) -> anyhow::Result<Option<PathBuf>> {
-        if entries.is_empty() {
-            return Ok(None);
-        }
+    /// Writes the lines of these entries to a list beside the journal. Without any, a list of an earlier attempt is removed:
+    /// who sends to it once more has the devices act twice. `None` says that nothing is known of the list.
+    fn write_list(
+        &self,
+        journal: &Path,
+        name: &str,
+        entries: Option<&[usize]>,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        let Some(entries) = entries else { return Ok(None) };
         let mut path = journal.as_os_str().to_owned();
         path.push(format!(".{name}"));
         let path = PathBuf::from(path);
+        if entries.is_empty() {
+            return match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| {
+                    format!("nothing is left for the list {}: remove it", plain(&path.display().to_string()))
+                }),
+                _ => Ok(None),
+            };
+        }
         let mut entries = entries.to_vec();
         entries.sort_unstable();
         let written = trust::create_anew(&path, 0o600).and_then(|file| {
