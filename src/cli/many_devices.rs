@@ -178,6 +178,8 @@ pub(super) fn run<T>(
     // Once: its file may be a pipe, and all connections share its tokens.
     let identity = hub.identity().map_err(Failure::usage)?;
     let (way, ca_file) = (hub.https().map_err(Failure::usage)?, hub.ca_file());
+    // Output that may not grow must not cost the lists.
+    super::run::survive_file_size_limit()?;
     super::block_on(async {
         // Before signals are caught: one ends the program while it reads a list from a terminal.
         let entries = many.entries(hub, &identity).await?;
@@ -203,15 +205,15 @@ pub(super) fn run<T>(
         let mut shown = Ok(());
         let result = {
             let mut show = |progress: CallProgress<'_, T>| {
-                if shown.is_ok() {
-                    shown = output.progress(&progress, |entry, result| match targets.get(entry) {
-                        Some(target) => told(target, result),
-                        None => Err(anyhow!("there is no device {entry}")),
-                    });
+                // What ends after the output has failed is counted, too, because the lists must have it.
+                let told = output.progress(&progress, |entry, result| match targets.get(entry) {
+                    Some(target) => told(target, result),
+                    None => Err(anyhow!("there is no device {entry}")),
+                });
+                if told.is_err() {
                     // What cannot be told is not done.
-                    if shown.is_err() {
-                        stop.cancel();
-                    }
+                    stop.cancel();
+                    shown = std::mem::replace(&mut shown, Ok(())).and(told);
                 }
             };
             let one = async |service: &mut HttpsService, entry: usize| match targets.get(entry) {

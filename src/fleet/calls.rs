@@ -81,7 +81,7 @@ pub(crate) async fn call_each<S, T>(
     let mut throttled: Option<Instant> = None;
     let (mut lost, mut last_answers) = (0, None);
     let error = loop {
-        let next = open.front().copied().filter(|_| last_answers.is_none() && !idle.is_empty());
+        let next = open.front().copied().filter(|_| !stop.is_cancelled() && !idle.is_empty());
         let due = match next.map(|entry| (entry, pace.take(Instant::now()))) {
             Some((entry, Ok(()))) => {
                 open.pop_front();
@@ -95,7 +95,7 @@ pub(crate) async fn call_each<S, T>(
             None => None,
         };
         if on_the_way.is_empty() && due.is_none() {
-            break last_answers.map(|_| CallsError::Stopped);
+            break stop.is_cancelled().then_some(CallsError::Stopped);
         }
         tokio::select! {
             Some((service, entry, result)) = on_the_way.next(), if !on_the_way.is_empty() => {
@@ -274,5 +274,26 @@ mod tests {
         let done = call_each(3, vec![()], pace, Duration::from_secs(60), &stop, call, &mut tell).await;
         assert!(done.is_ok(), "{done:?}");
         assert_eq!(ended, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_call_begins_after_what_has_ended_has_stopped_all() {
+        let (pace, stop) = (Pace::new(60_000.0, Instant::now()), CancellationToken::new());
+        let begun = Cell::new(0);
+        let call = async |_: &mut (), _: usize| {
+            begun.set(begun.get() + 1);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(())
+        };
+        // As when standard output fails.
+        let (mut ended, token) = (0, stop.clone());
+        let mut tell = |_: CallProgress<'_, ()>| {
+            ended += 1;
+            token.cancel();
+        };
+        let patience = Duration::from_secs(60);
+        let left = call_each(9, vec![(); 2], pace, patience, &stop, call, &mut tell).await.expect_err("left");
+        assert!(matches!(left.error, CallsError::Stopped), "{left:?}");
+        assert_eq!((begun.get(), ended, left.not_begun.len(), left.unknown.len()), (2, 2, 7, 0));
     }
 }

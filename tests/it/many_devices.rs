@@ -253,6 +253,27 @@ fn a_list_that_cannot_be_written_is_told_before_the_first_call_or_after_the_sums
     assert!(told.contains(&format!("cannot write the devices to {}", failed.display())), "{told}");
 }
 
+#[test]
+fn calls_that_end_after_the_output_has_failed_are_in_the_list() {
+    let running = Running::with_devices(ids(1));
+    let missing: String = (10..60).map(|number| format!("gone-{number}\n")).collect();
+    let (list, failed) = listed(&running, &missing);
+    let list = list.to_str().expect("UTF-8");
+    let patch = ["twin", "patch", "--devices-from", list, "--desired", "{\"a\": 1}"];
+    let of = command(&running, &patch);
+    // There is room for the list, and not for a line of each device.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -f 1; exec \"$@\"", "sh"]).arg(of.get_program());
+    limited.args(of.get_args()).args(FAST);
+    limited.envs(of.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let out = std::fs::File::create(running.file("out")).expect("a file");
+    limited.stdin(Stdio::null()).stdout(out).stderr(Stdio::piped());
+    let output = limited.spawn().expect("it starts").wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("cannot write to standard output: ") && output.status.code() == Some(1), "{told}");
+    assert_eq!(std::fs::read_to_string(failed).expect("a list"), missing);
+}
+
 /// What a pipe gives to a program that reads it once.
 fn pipe(text: &str) -> PipeReader {
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
