@@ -254,6 +254,18 @@ fn a_list_that_cannot_be_written_is_told_before_the_first_call_or_after_the_sums
 }
 
 #[test]
+fn a_list_of_an_earlier_run_is_told_from_that_of_this_one() {
+    let running = Running::with_devices(ids(1));
+    let (list, failed) = listed(&running, "pump-1\n");
+    std::fs::write(&failed, "pump-7\n").expect("written");
+    let list = list.to_str().expect("UTF-8");
+    let patch = ["twin", "patch", "--devices-from", list, "--desired", "{\"a\": 1}"];
+    let (_, stderr, code) = seen(&run(&mut command(&running, &patch)));
+    assert_eq!(stderr, format!("{} is of an earlier run, not of this one\n", failed.display()));
+    assert_eq!((std::fs::read_to_string(failed).expect("a list").as_str(), code), ("pump-7\n", Some(0)));
+}
+
+#[test]
 fn calls_that_end_after_the_output_has_failed_are_in_the_list() {
     let running = Running::with_devices(ids(1));
     let missing: String = (10..60).map(|number| format!("gone-{number}\n")).collect();

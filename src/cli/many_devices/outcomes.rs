@@ -276,7 +276,17 @@ impl CallsOutput {
 
     /// Writes these devices to a file, if there are any, and returns which file it is.
     fn write(&self, file: Option<PathBuf>, mut entries: Vec<usize>) -> anyhow::Result<Option<PathBuf>> {
-        let Some(path) = file.filter(|_| !entries.is_empty()) else { return Ok(None) };
+        let Some(path) = file else { return Ok(None) };
+        if entries.is_empty() {
+            // It stays, because it may be of other calls; taken for this run's, it would have them made again.
+            if path.exists() {
+                tell(format_args!(
+                    "{} is of an earlier run, not of this one",
+                    shell(&path.display().to_string())
+                ));
+            }
+            return Ok(None);
+        }
         entries.sort_unstable();
         let written = trust::create_anew(&path, 0o600).and_then(|file| {
             let mut file = BufWriter::new(file);
