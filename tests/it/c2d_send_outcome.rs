@@ -258,7 +258,7 @@ fn the_wait_and_its_port_are_checked_before_dialling() {
 
 /// Starts a server that gives the next of `answers` to the one request of each connection. Returns its port and
 /// certificate.
-fn server(answers: Vec<String>) -> (u16, String) {
+pub(crate) fn server(answers: Vec<String>) -> (u16, String) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
     let pem = made.cert.pem();
     let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
@@ -276,8 +276,18 @@ fn server(answers: Vec<String>) -> (u16, String) {
             let (socket, _) = listener.accept().expect("a client");
             let connection = ServerConnection::new(Arc::clone(&config)).expect("a connection");
             let mut stream = StreamOwned::new(connection, socket);
-            let mut head = BufReader::new(&mut stream).lines();
-            while !head.next().expect("a line").expect("text").is_empty() {}
+            let mut request = BufReader::new(&mut stream);
+            let mut length = 0;
+            loop {
+                let mut line = String::new();
+                request.read_line(&mut line).expect("a line");
+                match line.trim_end().to_ascii_lowercase().strip_prefix("content-length: ") {
+                    Some(number) => length = number.parse().expect("a number"),
+                    None if line == "\r\n" => break,
+                    None => {}
+                }
+            }
+            std::io::Read::read_exact(&mut request, &mut vec![0; length]).expect("a body");
             let length = answer.split_once("\r\n\r\n").expect("a head").1.len();
             let head = format!("Connection: close\r\nContent-Length: {length}\r\n\r\n");
             let answer = answer.replacen("\r\n\r\n", &format!("\r\n{head}"), 1);

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::c2d_send_outcome::server;
 use crate::emulator_methods::{called, listening, respond};
 use crate::emulator_query::patch;
-use crate::harness::{Emulator, Process, run};
+use crate::harness::{Emulator, Process, binary, run};
 use crate::invoke_method::{back_end, seen};
 use crate::json_lines::json_lines;
 
@@ -146,4 +147,29 @@ fn what_no_job_can_do_is_said_before_one_is_made() {
         let (_, stderr, exit) = asked(&emulator, &[&work, arguments].concat());
         assert!(stderr.contains(words) && exit == Some(code), "{arguments:?}: {exit:?} {stderr}");
     }
+}
+
+/// What a job of one device says when the hub gives these answers.
+fn with_answers(answers: &[&str]) -> (String, String, Option<i32>) {
+    let (port, pem) = server(answers.iter().map(|answer| format!("HTTP/1.1 {answer}")).collect());
+    let folder = tempfile::tempdir().expect("a folder");
+    let (roots, list) = (folder.path().join("roots.pem"), folder.path().join("l.txt"));
+    std::fs::write(&roots, pem).and_then(|()| std::fs::write(&list, "dev1\n")).expect("written");
+    let mut command = binary();
+    command.args(["twin", "patch", "--tags", "{}", "--job", "--devices-from"]).arg(list);
+    command.arg("--ca-file").arg(roots).env("C2D_HTTPS_PORT", port.to_string());
+    let key = "HostName=localhost;SharedAccessKeyName=service;SharedAccessKey=c2VydmljZQ==";
+    seen(&run(command.env("C2D_SERVICE_CONNECTION_STRING", key)))
+}
+
+#[test]
+fn a_job_that_may_have_been_scheduled_can_be_looked_for() {
+    let (_, stderr, code) = with_answers(&["502 Bad Gateway\r\n\r\n"]);
+    let words = "; the job may or may not be scheduled; to look before you do it again: c2d-agent jobs show ";
+    let id = stderr.split_once(words).expect(&stderr).1.trim_end();
+    assert!(uuid::Uuid::parse_str(id).is_ok() && code == Some(1), "{stderr}");
+    // What the hub has refused is not scheduled.
+    let (_, stderr, code) = with_answers(&["429 Too Many Requests\r\n\r\n"]);
+    assert!(stderr.contains("takes no further job now (429)") && code == Some(1), "{stderr}");
+    assert!(!stderr.contains("may or may not"), "{stderr}");
 }

@@ -14,13 +14,15 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::time::Instant;
 
-use super::outcomes::{CallEnd, CallsOutput, ToldCall};
+use super::outcomes::{self, CallEnd, CallsOutput, ToldCall};
 use super::{ManyCalls, ManyDevicesArgs, check_files};
 use crate::cli::back_end::{self, HubArgs, print};
 use crate::cli::shown::{json, plain, shell, shorten};
 use crate::cli::{Exit, Failure, found, rows, sentence, tell};
 use crate::message::parse_time;
-use crate::service::{HttpsService, HubJob, JobOrder, JobWork, ServiceIdentity, TOKEN_LIFETIME};
+use crate::service::{
+    HttpsService, HubJob, JobOrder, JobWork, ServiceError, ServiceIdentity, TOKEN_LIFETIME,
+};
 
 /// Most bytes of a condition. Users met the hub's limit at about 8,200 (Azure/azure-iot-sdk-csharp issue 1680).
 const MAX_CONDITION: usize = 8_000;
@@ -92,7 +94,7 @@ pub(in crate::cli) fn run(calls: &ManyCalls<'_>, work: JobWork<'_>) -> Result<Ex
         let order =
             JobOrder { id: &id, work, condition: &condition, start: args.start, longest: args.within };
         let job = tokio::select! {
-            job = service.schedule_job(&order) => job.map_err(|error| back_end::failed(error.into()))?,
+            job = service.schedule_job(&order) => job.map_err(|error| unscheduled(error, &id))?,
             Some(_signal) = signals.next() => {
                 let words = "interrupted by a signal: the job may or may not be scheduled";
                 return Err(anyhow!("{words}; to look: c2d-agent jobs show {id}").into());
@@ -115,6 +117,17 @@ pub(in crate::cli) fn run(calls: &ManyCalls<'_>, work: JobWork<'_>) -> Result<Ex
             Some(_signal) = signals.next() => Err(left(&id).into()),
         }
     })
+}
+
+/// Why a job is not scheduled, or may be: scheduled again, it would be done twice.
+fn unscheduled(error: ServiceError, id: &str) -> Failure {
+    match outcomes::end(&error) {
+        CallEnd::Unknown => {
+            let words = "the job may or may not be scheduled; to look before you do it again";
+            anyhow!("{error}; {words}: c2d-agent jobs show {id}").into()
+        }
+        _ => back_end::failed(error.into()),
+    }
 }
 
 /// What to do about a job that goes on.

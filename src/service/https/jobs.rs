@@ -115,7 +115,7 @@ impl HttpsService {
         let mut ask = ServiceRequest::new(Method::PUT, path(order.id, ""), MAX_JOB);
         ask.body = text.into();
         match self.job_answer(ask, order.id).await {
-            Err(ServiceError::Throttled(host)) => Err(ServiceError::Answer(format!(
+            Err(ServiceError::Throttled(host)) => Err(ServiceError::Denied(format!(
                 "{host} takes no further job now (429): a hub has 1 job at a time on Free and S1, 5 on S2, 10 on S3; \
                  wait for the other one, or leave out --job"
             ))),
@@ -157,7 +157,7 @@ impl HttpsService {
                 Some(said),
             ) => {
                 let (host, status) = (&self.host, head.status.as_u16());
-                Err(ServiceError::Answer(format!("{host} refuses the job (status {status}: {said})")))
+                Err(ServiceError::Denied(format!("{host} refuses the job (status {status}: {said})")))
             }
             (status, _) => Err(self.refusal(status, &body, "")),
         }
