@@ -173,3 +173,16 @@ fn a_job_that_may_have_been_scheduled_can_be_looked_for() {
     assert!(stderr.contains("takes no further job now (429)") && code == Some(1), "{stderr}");
     assert!(!stderr.contains("may or may not"), "{stderr}");
 }
+
+#[test]
+fn failures_that_no_result_shows_yet_decide_the_exit_code() {
+    for (failed, succeeded, exit) in [(1, 0, 3), (0, 1, 0)] {
+        let counts = format!("\"deviceCount\":1,\"failedCount\":{failed},\"succeededCount\":{succeeded}");
+        let job = format!(
+            "200 OK\r\n\r\n{{\"jobId\":\"j\",\"status\":\"completed\",\"deviceJobStatistics\":{{{counts}}}}}"
+        );
+        let (_, stderr, code) = with_answers(&[&job, "200 OK\r\n\r\n[]"]);
+        assert!(stderr.contains("the hub shows 0 of 1 results so far, so the lists may lack"), "{stderr}");
+        assert_eq!(code, Some(exit), "{counts}: {stderr}");
+    }
+}

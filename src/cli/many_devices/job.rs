@@ -19,9 +19,10 @@ use super::{ManyCalls, ManyDevicesArgs, check_files};
 use crate::cli::back_end::{self, HubArgs, print};
 use crate::cli::shown::{json, plain, shell, shorten};
 use crate::cli::{Exit, Failure, found, rows, sentence, tell};
+use crate::fleet::MAX_ENTRIES;
 use crate::message::parse_time;
 use crate::service::{
-    HttpsService, HubJob, JobOrder, JobWork, ServiceError, ServiceIdentity, TOKEN_LIFETIME,
+    HttpsService, HubJob, JobDevices, JobOrder, JobWork, ServiceError, ServiceIdentity, TOKEN_LIFETIME,
 };
 
 /// Most bytes of a condition. Users met the hub's limit at about 8,200 (Azure/azure-iot-sdk-csharp issue 1680).
@@ -251,14 +252,22 @@ pub(in crate::cli) async fn results(
             output.ended_at(device_id, told(row, device_id, as_json)?)?;
             shown += 1;
         }
+        if shown > MAX_ENTRIES as u64 {
+            return Err(
+                anyhow!("the hub shows more than {MAX_ENTRIES} results of one job: try again later").into()
+            );
+        }
         Ok(ControlFlow::Continue(()))
     })
     .await?;
     let finished = output.finished(&[], &[]);
-    let all = job.devices.unwrap_or_default().device_count;
-    if shown < all {
+    let JobDevices { device_count: all, succeeded_count: succeeded, .. } = job.devices.unwrap_or_default();
+    let lacks = shown < all;
+    if lacks {
         let id = shell(&job.job_id);
-        tell(format_args!("the hub shows {shown} of {all} results so far: c2d-agent jobs show {id}"));
+        tell(format_args!(
+            "the hub shows {shown} of {all} results so far, so the lists may lack devices: c2d-agent jobs show {id}"
+        ));
     }
     if !job.is_completed() {
         let reason = job.failure_reason.as_deref().map(|reason| format!(": {}", plain(reason)));
@@ -270,7 +279,9 @@ pub(in crate::cli) async fn results(
     if all == 0 && !as_json {
         tell("the condition of the job finds no device");
     }
-    Ok(if failed == 0 { Exit::Done } else { Exit::NegativeFeedback })
+    // The results come later than the sums, which know of failures that no result shows yet.
+    let is_done = failed == 0 && (!lacks || succeeded >= all);
+    Ok(if is_done { Exit::Done } else { Exit::NegativeFeedback })
 }
 
 /// What a job did at one device. Source: the rows of `devices.jobs`, as `az iot hub query` prints them.
@@ -322,7 +333,6 @@ fn time(text: &str) -> Result<SystemTime, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::JobDevices;
 
     #[test]
     fn counts_that_no_hub_has_are_no_panic() {
