@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use serde::Serialize;
 
+use crate::message::format_time;
+
 /// The least width of output and the greatest width of sentences, whatever the terminal has.
 const NARROWEST: usize = 80;
 const WIDEST: usize = 120;
@@ -135,12 +137,12 @@ pub(super) fn shorten(text: &str, width: usize) -> String {
     }
 }
 
-/// A time, to the second, in UTC, without the zone; [`moment`] adds the zone.
+/// A time, to the second, in UTC, without the zone; [`moment`] adds the zone. A time from a damaged file may have no date:
+/// it becomes the nearest one that has.
 pub(super) fn clock(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time.max(SystemTime::UNIX_EPOCH))
-        .to_string()
-        .replace('T', " ")
-        .replace('Z', "")
+    let mut text = format_time(time).replace('T', " ");
+    text.truncate("9999-12-31 23:59:59".len());
+    text
 }
 
 /// A time in UTC.
@@ -225,6 +227,14 @@ pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::message::parse_time;
+
+    #[test]
+    fn a_time_that_has_no_date_is_shown_as_the_nearest_one() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let far = epoch + Duration::from_secs(999_999_999_999);
+        assert!(relative(far, epoch).starts_with("9999-12-31 23:59:59 UTC (in "), "{}", relative(far, epoch));
+        assert_eq!(moment(epoch - Duration::from_secs(1)), "1970-01-01 00:00:00 UTC");
+    }
 
     #[test]
     fn text_that_would_drive_a_terminal_is_escaped() {
