@@ -205,3 +205,17 @@ fn a_run_that_was_begun_without_feedback_cannot_be_followed_later() {
     let said = run(running.sender().arg("--resume").arg(&journal).arg("--wait"));
     assert!(said.status.code() == Some(2) && stderr(&said).contains("ask for no feedback"), "{said:?}");
 }
+
+#[test]
+fn a_pipe_in_the_place_of_the_spool_is_not_waited_for() {
+    let (running, path) = with_list(3, THREE);
+    let journal = running.file("run.journal");
+    let sent = run(to_list(&running, &path).args(["--wait=1s", "--journal"]).arg(&journal));
+    assert_eq!(sent.status.code(), Some(4), "{}", stderr(&sent));
+    let spool = running.file("run.journal.feedback");
+    std::fs::remove_file(&spool).expect("removed");
+    assert!(run(std::process::Command::new("mkfifo").arg(&spool)).status.success());
+    let said = run(running.sender().arg("--resume").arg(&journal).arg("--wait=1s"));
+    let words = format!("the spool {} cannot be read: it is no regular file: remove it", spool.display());
+    assert!(stderr(&said).contains(&words) && said.status.code() == Some(1), "{}", stderr(&said));
+}

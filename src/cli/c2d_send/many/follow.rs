@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use crate::outcome::{OutcomeKind, OutcomeReport, TwinReport};
 use crate::service::{
     EventStart, FeedbackBatch, HttpsService, ServiceError, ServiceIdentity, TOKEN_LIFETIME,
 };
+use crate::trust;
 
 /// From one look at all twins to the next one, and after a look that failed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -133,10 +135,15 @@ impl<'a> Follow<'a> {
             device_id: String,
             status: FeedbackStatus,
         }
-        let mut reader = match std::fs::File::open(&self.spool) {
+        let file = match trust::open(&self.spool, OFlags::RDONLY) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            file => BufReader::new(file?),
+            file => file?,
         };
+        // A pipe would be waited for, and a device may have no end.
+        if !file.metadata()?.is_file() {
+            return Err(std::io::Error::other("it is no regular file: remove it"));
+        }
+        let mut reader = BufReader::new(file);
         let mut line = Vec::new();
         while reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? > 0 {
             if let Ok(Kept { message_id, device_id, status }) = serde_json::from_slice(&line) {
