@@ -24,6 +24,7 @@ use crate::service::{
 mod many;
 mod many_bar;
 mod many_events;
+mod many_lists;
 mod many_output;
 mod message;
 mod outcome;

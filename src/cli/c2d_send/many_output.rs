@@ -1,25 +1,23 @@
 //! What `c2d-send` prints for many messages: lines for people, or one JSON object per event.
 //!
-//! Owns: standard output, the notes on standard error, the lists of what did not arrive. Must not know: how messages
+//! Owns: standard output, the notes on standard error. Must not know: how messages
 //! travel, exit codes.
 
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use tokio::time::Instant;
 
 use super::many_bar::RunBar;
 use super::many_events::{ManyLine, RefusedMessage, StatusCount};
+use super::many_lists;
 use crate::cli::hub_size::per_minute_text;
 use crate::cli::shown::{self, Output, plain, shell, span};
 use crate::cli::tell;
 use crate::feedback::FeedbackRecord;
 use crate::fleet::{Entry, Estimate, Naming, PresentRate, Progress, Run, Settlement};
 use crate::outcome::OutcomeReport;
-use crate::trust;
 
 /// From one line for people to the next.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
@@ -314,7 +312,8 @@ impl<'a> ManyOutput<'a> {
             ("failed", "did not succeed", failed),
             ("missing", "", found(|after| &after.missing)),
         ];
-        let files = lists.map(|(name, what, entries)| (what, self.write_list(journal, name, entries)));
+        let files =
+            lists.map(|(name, what, entries)| (what, many_lists::write(self.run, journal, name, entries)));
         let [refused_file, undelivered_file, failed_file, missing_file] =
             files.each_ref().map(|(_, file)| Some(file.as_ref().ok()?.as_ref()?.display().to_string()));
         if self.json {
@@ -397,44 +396,6 @@ impl<'a> ManyOutput<'a> {
                 label.clear();
             }
         }
-    }
-
-    /// Writes the lines of these entries to a list beside the journal. Without any, a list of an earlier attempt is removed:
-    /// who sends to it once more has the devices act twice. `None` says that nothing is known of the list.
-    fn write_list(
-        &self,
-        journal: &Path,
-        name: &str,
-        entries: Option<&[usize]>,
-    ) -> anyhow::Result<Option<PathBuf>> {
-        let Some(entries) = entries else { return Ok(None) };
-        let mut path = journal.as_os_str().to_owned();
-        path.push(format!(".{name}"));
-        let path = PathBuf::from(path);
-        if entries.is_empty() {
-            return match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| {
-                    format!("nothing is left for the list {}: remove it", plain(&path.display().to_string()))
-                }),
-                _ => Ok(None),
-            };
-        }
-        let mut entries = entries.to_vec();
-        entries.sort_unstable();
-        let written = trust::create_anew(&path, 0o600).and_then(|file| {
-            let mut file = BufWriter::new(file);
-            for entry in entries.into_iter().filter_map(|entry| self.run.entries.get(entry)) {
-                writeln!(file, "{}", self.run.line(entry))?;
-            }
-            file.flush()
-        });
-        written.with_context(|| {
-            format!(
-                "the list {} cannot be written: make room; the journal has what was refused",
-                plain(&path.display().to_string())
-            )
-        })?;
-        Ok(Some(path))
     }
 
     /// Prints the failure as JSON. For people, the program's last sentence on standard error says it.
