@@ -120,11 +120,19 @@ pub(super) fn plain_lines(text: &str) -> impl Iterator<Item = String> {
     text.lines().map(|line| plain(line).replace("\\t", "    "))
 }
 
-/// The text as one word of a shell.
+/// The text as one word of a shell, safe for a terminal.
 pub(super) fn shell(text: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+=,".contains(c);
     if !text.is_empty() && text.chars().all(is_plain) {
         return text.to_owned();
+    }
+    if text.chars().any(char::is_control) {
+        let escaped = |c: char| match c {
+            '\'' | '\\' => format!("\\{c}"),
+            c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+            c => c.to_string(),
+        };
+        return format!("$'{}'", text.chars().map(escaped).collect::<String>());
     }
     format!("'{}'", text.replace('\'', "'\\''"))
 }
@@ -227,6 +235,22 @@ pub(super) fn wrapped(text: &str, width: usize) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::message::parse_time;
+
+    #[test]
+    fn a_word_of_a_shell_is_what_it_was_and_obeys_no_terminal() {
+        for (text, word) in
+            [("a/b", "a/b"), ("a b'", r"'a b'\'''"), ("\u{1b}[1m'\\é\u{9b}", r"$'\u001b[1m\'\\é\u009b'")]
+        {
+            assert_eq!(shell(text), word);
+            let script = format!("printf %s {word}");
+            let printed = std::process::Command::new("bash")
+                .args(["-c", &script])
+                .env("LC_ALL", "C.UTF-8")
+                .output()
+                .expect("bash");
+            assert_eq!(printed.stdout, text.as_bytes(), "{word}");
+        }
+    }
 
     #[test]
     fn a_time_that_has_no_date_is_shown_as_the_nearest_one() {

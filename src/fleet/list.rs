@@ -3,8 +3,11 @@
 //! Owns: the syntax of a list, its limits. Must not know: what is sent.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io::{self, BufRead, Read as _};
 
+use serde::Deserializer as _;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::credentials::check_device_id;
@@ -187,8 +190,35 @@ pub(super) fn text(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
+/// Reads an object whose names differ: of two values with one name, only one could be meant.
+pub(super) fn distinct_columns(text: &str) -> serde_json::Result<Columns> {
+    struct Distinct;
+    impl<'de> Visitor<'de> for Distinct {
+        type Value = Columns;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a map")
+        }
+
+        fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Columns, M::Error> {
+            let mut columns = Columns::new();
+            while let Some((name, value)) = map.next_entry::<String, Box<RawValue>>()? {
+                if columns.contains_key(&name) {
+                    return Err(M::Error::custom(format!("it has \"{name}\" twice")));
+                }
+                columns.insert(name, value);
+            }
+            Ok(columns)
+        }
+    }
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let columns = reader.deserialize_map(Distinct)?;
+    reader.end()?;
+    Ok(columns)
+}
+
 fn object(line: &str) -> Result<Columns, String> {
-    serde_json::from_str(line).map_err(|error| {
+    distinct_columns(line).map_err(|error| {
         // The crate counts lines, too, and this one is always its first.
         let (text, column) = (error.to_string(), error.column());
         let reason = text.rsplit_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
@@ -246,6 +276,8 @@ mod tests {
         ] {
             assert_eq!(devices(text).expect_err("refused"), said);
         }
+        let twice = devices("{\"deviceId\":\"a\",\"deviceId\":\"b\"}").expect_err("twice");
+        assert!(twice.contains("line 1: it is no JSON object: it has \"deviceId\" twice"), "{twice}");
         assert!(devices("a/b").expect_err("a slash").contains("line 1: "));
         assert!(devices("{\"deviceId\":").expect_err("cut").contains("it is no JSON object"));
         let text = "\u{9b}31m".repeat(1000);

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::list::{Columns, text};
+use super::list::{Columns, distinct_columns, text};
 use super::{Entry, Naming, Run};
 use crate::feedback::DeliveryAck;
 use crate::message::{MAX_C2D_BYTES, MAX_MESSAGE_ID_CHARS, Properties, is_message_id, is_system_property};
@@ -260,8 +260,8 @@ fn scalar(value: &RawValue) -> Option<String> {
 }
 
 fn object(name: &str, value: &RawValue) -> Result<Columns, String> {
-    serde_json::from_str(value.get())
-        .map_err(|_| format!("\"{name}\" is no object: write {{\"name\": \"value\"}}"))
+    distinct_columns(value.get())
+        .map_err(|_| format!("\"{name}\" is no object with different names: write {{\"name\": \"value\"}}"))
 }
 
 /// Puts values in place of placeholders.
