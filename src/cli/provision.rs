@@ -63,7 +63,7 @@ enum ProvisionCommand {
 /// Print the key of one device of an enrolment group, derived from the key of the group.
 ///
 /// Run it on the computer that prepares the devices. Never copy the key of the group to a device, because it signs in as
-/// every device of the group. Put the printed key into the file that key_file in [provisioning] names.
+/// every device of the group. Put the printed key into the file that key_file in the configuration names.
 #[derive(Debug, clap::Args)]
 struct DeriveKeyArgs {
     /// The file that holds the key of the group in base64, as the provisioning service shows it; - for standard input.
