@@ -34,7 +34,8 @@ mod toml;
 /// Write a first configuration: who the device is, and what a message does.
 ///
 /// On a terminal it asks for what no option gives. It writes the configuration, and the secret into a file of its own beside it.
-/// It writes nothing that `c2d-agent check` would refuse, and it overwrites nothing without --force.
+/// It writes nothing that `c2d-agent check` would refuse by itself, says what does not fit what was there before, and
+/// overwrites nothing without --force.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:\n  sudo c2d-agent init\n  \
     sudo c2d-agent init --connection-string-file secret.txt --pin pump=17\n  \
@@ -228,8 +229,7 @@ fn finish(plan: &NewConfiguration, args: &InitArgs) -> Result<Exit, Failure> {
     // Inspects again as `check` would: the files that were there before and the environment count, too.
     let report = config::inspect(&plan.config, &|name| std::env::var(name).ok()).report;
     if report.problems() > 0 {
-        let sentence =
-            "the files are written, but c2d-agent check refuses them together with what was there before";
+        let sentence = "the files are written, but c2d-agent check refuses them together with files or variables that were there before";
         return Err(Failure::usage(anyhow!("{sentence}:\n{report}")));
     }
     if !report.is_empty() {
@@ -288,11 +288,15 @@ impl NewConfiguration {
 
     /// Inspects as `check` would, before the files exist: secrets are read from where they are now.
     fn inspect(&self) -> Inspection {
-        let env = |name: &str| match name {
-            CONNECTION_STRING_VARIABLE => self.who.connection_string(),
-            ENROLMENT_KEY_VARIABLE => self.who.enrolment_key(),
-            CA_FILE_VARIABLE => self.ca_file.as_ref().map(|path| path.display().to_string()),
-            _ => None,
+        let env = |name: &str| {
+            let own = match name {
+                CONNECTION_STRING_VARIABLE => self.who.connection_string(),
+                ENROLMENT_KEY_VARIABLE => self.who.enrolment_key(),
+                CA_FILE_VARIABLE => self.ca_file.as_ref().map(|path| path.display().to_string()),
+                _ => None,
+            };
+            // What the environment says besides counts for `check`, too.
+            own.or_else(|| variable(name))
         };
         let text = text::configuration(self, &self.who.lines_before_writing());
         config::inspect_text(&text, &self.config, &env)

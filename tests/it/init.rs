@@ -439,3 +439,17 @@ fn a_secret_that_others_may_read_is_put_right_although_its_content_is_the_same()
     assert_eq!(code, Some(0), "{text}");
     assert_eq!(fs::metadata(&secret).expect("there").mode() & 0o777, 0o600);
 }
+
+#[test]
+fn a_variable_that_names_the_device_otherwise_is_told_before_anything_is_written() {
+    let dir = open_dir();
+    let place = dir.path().join("etc");
+    let (text, code) =
+        told(init(&place, &["--pin", "pump=17"]).env("C2D_PROVISIONING_ID_SCOPE", "0ne00000001"));
+    assert!(text.contains("nothing was written, because c2d-agent check would refuse it"), "{text}");
+    assert!(
+        text.contains("the device is named twice, by C2D_PROVISIONING_ID_SCOPE") && code == Some(2),
+        "{text}"
+    );
+    assert!(!place.exists());
+}

@@ -1,7 +1,6 @@
 //! What `c2d-send` prints for many messages: lines for people, or one JSON object per event.
 //!
-//! Owns: standard output, the notes on standard error. Must not know: how messages
-//! travel, exit codes.
+//! Owns: standard output, the notes on standard error. Must not know: how messages travel, exit codes.
 
 use std::collections::BTreeMap;
 use std::path::Path;
